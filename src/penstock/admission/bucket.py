@@ -1,0 +1,106 @@
+"""A token bucket that can be given back to, corrected, and asked how long to wait.
+
+The rule here: nobody ever waits on a bucket. `aiolimiter.AsyncLimiter` keeps the level, on the event loop's clock; its own waiting serves the
+smallest amount first, so that large requests starve, and it knows no refund. The waiting line asks, takes, and sleeps instead.
+"""
+
+from __future__ import annotations
+
+import math
+
+from aiolimiter import AsyncLimiter
+
+__all__ = ["TokenBucket"]
+
+# A wait that is a hair too short would be repeated for the present instant; this is far below any wait that matters.
+_MARGIN_S = 1e-6
+
+
+class TokenBucket(AsyncLimiter):
+    """A bucket of `capacity` units that refills continuously.
+
+    Args:
+        per_minute: Units that flow in each minute, more than 0.
+        capacity: The most that it holds; a minute's worth by default.
+        name: For errors and statistics.
+
+    Raises:
+        ValueError: A number that is not above 0.
+
+    Example:
+        >>> import anyio
+        >>> async def main() -> None:
+        ...     bucket = TokenBucket(60, name="requests")
+        ...     bucket.take(60)
+        ...     print(round(bucket.seconds_until(2), 3), bucket.has_capacity(2))
+        >>> anyio.run(main)
+        2.0 False
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, per_minute: float, *, capacity: float | None = None, name: str = "tokens") -> None:
+        capacity = per_minute if capacity is None else capacity
+        if not (0 < per_minute < math.inf and 0 < capacity < math.inf):
+            raise ValueError(f"a bucket of {name} needs a rate and a capacity above 0, not {per_minute!r} and {capacity!r}")
+        super().__init__(capacity, capacity * 60 / per_minute)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<TokenBucket {self.name}: {self.capacity - self._level:.0f} of {self.capacity:.0f}, {self.per_minute:.0f} a minute>"
+
+    @property
+    def capacity(self) -> float:
+        """The most that it holds."""
+        return self.max_rate
+
+    @property
+    def per_minute(self) -> float:
+        """Units that flow in each minute."""
+        return self._rate_per_sec * 60
+
+    @property
+    def available(self) -> float:
+        """What can be taken now; negative when more was used than was there."""
+        self._leak()
+        return self.max_rate - self._level
+
+    def take(self, amount: float) -> None:
+        """Take `amount` now, into debt if need be: what has been used is used. Ask `seconds_until` first where that matters."""
+        self._leak()
+        self._level += amount
+
+    def refund(self, amount: float) -> None:
+        """Give `amount` back, up to a full bucket."""
+        self._leak()
+        self._level = max(self._level - amount, 0.0)
+
+    def seconds_until(self, amount: float) -> float:
+        """Return how long until `amount` can be taken: 0 for now, infinity for an amount that the bucket can never hold."""
+        if amount > self.max_rate:
+            return math.inf
+        self._leak()
+        missing = amount - (self.max_rate - self._level)
+        # The same comparison as `has_capacity`, so that both agree at the last bit.
+        if self._level + amount <= self.max_rate:
+            return 0.0
+        return missing / self._rate_per_sec + _MARGIN_S
+
+    def sync(self, *, per_minute: float | None = None, remaining: float | None = None) -> None:
+        """Correct the bucket by what the API says: a new rate at once, what remains only downward.
+
+        What remains is never corrected upward, because requests of ours that are under way may not be in the API's count yet.
+
+        Args:
+            per_minute: The limit, above 0; the capacity follows it.
+            remaining: What the API says is left.
+        """
+        self._leak()
+        if per_minute is not None and per_minute > 0 and not math.isclose(per_minute, self.per_minute):
+            used = self._level
+            self._rate_per_sec = per_minute / 60
+            self.max_rate = per_minute
+            self.time_period = 60
+            self._level = used
+        if remaining is not None:
+            self._level = max(self._level, self.max_rate - remaining)

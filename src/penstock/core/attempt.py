@@ -1,0 +1,238 @@
+"""An attempt: one HTTP request of a call, and what must be given back when it is over.
+
+The rule here: whoever takes something pushes its give-back, a plain function that never awaits. Give-backs run last-in-first-out, exactly
+once, when the answer's body has ended, however it ended; one that raises is reported and stops none of the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+import httpx2
+
+from penstock.core.call import Call, open_call
+from penstock.core.events import GiveBackFailed
+from penstock.core.failure import FailureKind, failure_of_exception, failure_of_response
+from penstock.core.kind import RequestKind
+from penstock.core.scan import JSONScanner
+from penstock.core.tap import BodyTap
+from penstock.core.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from anthropic import APIRequest
+
+    from penstock.core.failure import Failure
+    from penstock.core.scan import Scanner
+
+__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt"]
+
+# What the SDK's chain hands around: its response wrapper, or whatever a middleware of the user's answered with instead.
+Response: TypeAlias = Any
+CallNext: TypeAlias = "Callable[[APIRequest], Awaitable[Response]]"
+GiveBack: TypeAlias = "Callable[[Attempt], None]"
+
+
+def http_response_of(response: Response) -> httpx2.Response | None:
+    """Return the HTTP response inside what a chain returned; `None` if a middleware answered without one."""
+    if isinstance(response, httpx2.Response):
+        return response
+    inner = getattr(response, "http_response", None)
+    return inner if isinstance(inner, httpx2.Response) else None
+
+
+class Attempt:
+    """One HTTP request of a call.
+
+    Attributes:
+        call: The call that it belongs to.
+        number: 1 for the first attempt of a call.
+        started_at: Time of the event loop when it was opened.
+        sent: Whether the request was handed to the transport.
+        queued_s: Seconds that it waited in line.
+        key: Name of the key that it was sent with.
+        status: HTTP status of the answer.
+        request_id: The API's id of the answer.
+        failure: How it failed; `None` while it hasn't.
+        usage: Tokens as far as known; `None` if the answer told none.
+        stop_reason: As the API gave it.
+        first_content_at: Time of the event loop at the first content of a stream.
+        ended: Whether it is over.
+    """
+
+    __slots__ = (
+        "_give_backs",
+        "call",
+        "ended",
+        "failure",
+        "first_content_at",
+        "key",
+        "number",
+        "queued_s",
+        "request_id",
+        "sent",
+        "started_at",
+        "status",
+        "stop_reason",
+        "tap",
+        "usage",
+    )
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        call.attempts += 1
+        self.number = call.attempts
+        self.started_at = anyio.current_time()
+        self.sent = False
+        self.queued_s = 0.0
+        self.key: str | None = None
+        self.status: int | None = None
+        self.request_id: str | None = None
+        self.failure: Failure | None = None
+        self.usage: Usage | None = None
+        self.stop_reason: str | None = None
+        self.first_content_at: float | None = None
+        self.tap: BodyTap | None = None
+        self.ended = False
+        self._give_backs: list[GiveBack] = []
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "open"
+        return f"<Attempt {self.number} of {self.call.id}, {state}, status={self.status}, failure={self.failure and self.failure.kind.value}>"
+
+    @property
+    def ok(self) -> bool:
+        """Whether it has not failed."""
+        return self.failure is None
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the API may charge for it: tokens were seen, or it was sent and did not certainly go unprocessed."""
+        if self.usage is not None:
+            return True
+        return self.sent and (self.failure is None or self.failure.may_be_billed)
+
+    def push(self, give_back: GiveBack) -> None:
+        """Have `give_back` called with this attempt when it ends."""
+        self._give_backs.append(give_back)
+
+    async def send(self, request: APIRequest, call_next: CallNext) -> Response:
+        """Run the rest of the chain, note how it went, and watch the body of the answer.
+
+        Every guard calls this instead of `call_next`; the innermost one does the work and the others find it done. The guards next to the
+        transport set `sent` first.
+        """
+        try:
+            response = await call_next(request)
+        except BaseException as error:
+            self.note_exception(error)
+            raise
+        http = http_response_of(response)
+        if http is not None and self.status is None:
+            await self._note_response(http)
+        return response
+
+    def watch(self, response: Response) -> None:
+        """Put the tap on a body that has not been read yet; does nothing if it is there already."""
+        http = http_response_of(response)
+        if http is None or self.tap is not None or self.ended or http.is_closed or http.is_stream_consumed:
+            return
+        if isinstance(http.stream, httpx2.AsyncByteStream):
+            http.stream = self.tap = BodyTap(http.stream, http.headers, self)
+
+    async def _note_response(self, http: httpx2.Response) -> None:
+        self.status = http.status_code
+        self.request_id = http.headers.get("request-id")
+        if http.is_error:
+            await self._note_error(http)
+        elif not http.is_closed:
+            self.watch(http)
+        elif self.call.kind is RequestKind.MESSAGES:
+            scanner = JSONScanner()
+            scanner.see(http.content)
+            scanner.finish()
+            self.take(scanner)
+
+    async def _note_error(self, http: httpx2.Response) -> None:
+        try:
+            await http.aread()
+        except httpx2.TransportError:
+            # The body broke off, but the status is known, and says enough.
+            await http.aclose()
+        self.failure = failure_of_response(http)
+
+    def note_exception(self, error: BaseException) -> None:
+        """Note what was raised, unless a failure is known already.
+
+        A sent request that its call's deadline cuts off has timed out, as far as the service's health is concerned.
+        """
+        if self.failure is None:
+            self.failure = failure_of_exception(error)
+            if self.failure.kind is FailureKind.CANCELLED and self.sent and self.call.overdue:
+                self.failure = replace(self.failure, kind=FailureKind.TIMEOUT)
+
+    def note_first_content(self) -> None:
+        """Note that the first content of a stream has come."""
+        self.first_content_at = anyio.current_time()
+
+    def take(self, scanner: Scanner) -> None:
+        """Take over what a scanner learned of the body."""
+        self.usage = scanner.usage
+        self.stop_reason = scanner.stop_reason
+        if scanner.failure is not None:
+            self.failure = scanner.failure
+
+    def end(self) -> None:
+        """End the attempt and run its give-backs; only the first call has an effect."""
+        if self.ended:
+            return
+        self.ended = True
+        if self.may_be_billed and self.call.kind is RequestKind.MESSAGES and (self.failure is not None or self.usage is None):
+            self.usage = replace(self.usage or Usage(), estimated=True)
+        while self._give_backs:
+            give_back = self._give_backs.pop()
+            try:
+                give_back(self)
+            except Exception as error:  # noqa: BLE001 - reported; the others must still run
+                self.call.observers.emit(GiveBackFailed(call_id=self.call.id, error_type=type(error).__name__))
+        self.call.attempt_ended(self)
+
+
+class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(request) as attempt:`
+    """Give the attempt that is under way, or open one, and its call, for the block.
+
+    Whoever opens it ends it: at the end of the block, or, if the answer's body is still to be read, when that ends.
+
+    Args:
+        request: The request as the SDK's chain hands it on.
+    """
+
+    __slots__ = ("_attempt", "_call", "_own")
+
+    def __init__(self, request: APIRequest) -> None:
+        self._call = open_call(request)
+        self._own = False
+        self._attempt: Attempt | None = None
+
+    def __enter__(self) -> Attempt:
+        call = self._call.__enter__()
+        attempt = call.attempt
+        if attempt is None or attempt.ended:
+            self._own = True
+            attempt = call.attempt = Attempt(call)
+        self._attempt = attempt
+        return attempt
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        attempt = self._attempt
+        if self._own and attempt is not None:
+            if error is not None:
+                attempt.note_exception(error)
+                attempt.end()
+            elif attempt.tap is None or attempt.failure is not None:
+                attempt.end()
+        return self._call.__exit__(kind, error, trace)

@@ -1,0 +1,86 @@
+"""Work that outlives the call that caused it: closing bodies, reading on, writing out.
+
+The rule here: `put` is synchronous, because give-backs are; the work itself runs in the one supervised task of a client, and its errors
+become events and never reach a caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import anyio
+
+from penstock.core.events import BackgroundFailed, Observers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+__all__ = ["Background"]
+
+
+class Background:
+    """A task group that a client keeps in a task of its own, so that the client may be entered and left in different tasks.
+
+    Args:
+        observers: Told of work that raised.
+    """
+
+    __slots__ = ("_group", "_loop", "_observers", "_pending")
+
+    def __init__(self, observers: Observers) -> None:
+        self._observers = observers
+        self._group: TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending = 0
+
+    def __repr__(self) -> str:
+        return f"<Background {'running' if self._group is not None else 'idle'}, {self._pending} pending>"
+
+    @property
+    def running(self) -> bool:
+        """Whether work that is put now will be done."""
+        return self._group is not None
+
+    async def run(self, stop: anyio.Event, *, started: anyio.Event, grace_s: float) -> None:
+        """Do the work until `stop`, then what is left of it for at most `grace_s` seconds."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            self._loop = asyncio.get_running_loop()
+            started.set()
+            await stop.wait()
+            self._group = None
+            group.cancel_scope.deadline = anyio.current_time() + grace_s
+
+    def put(self, work: Callable[[], Awaitable[object]]) -> bool:
+        """Have `work` done soon; safe from any thread, because the garbage collector may call it from any.
+
+        Returns:
+            False if the client is closed, so that the work won't be done.
+        """
+        group, loop = self._group, self._loop
+        if group is None or loop is None or loop.is_closed():
+            return False
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            self._start(group, work)
+        else:
+            loop.call_soon_threadsafe(self._start, group, work)
+        return True
+
+    def _start(self, group: TaskGroup, work: Callable[[], Awaitable[object]]) -> None:
+        self._pending += 1
+        group.start_soon(self._do, work)
+
+    async def _do(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - reported; background work must not end the client
+            self._observers.emit(BackgroundFailed(error_type=type(error).__name__))
+        finally:
+            self._pending -= 1

@@ -1,0 +1,166 @@
+"""What the caller says about the requests made in a block: labels, a deadline, and how patient they are.
+
+The rule here: everything is a `ContextVar`, so that tasks started inside a block inherit it and other tasks don't see it. A block that
+is left in another context than it was entered in (a generator closed elsewhere) does nothing rather than raise.
+"""
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+__all__ = ["Patience", "Priority", "current_deadline", "current_labels", "current_patience", "deadline", "labels", "patience"]
+
+T = TypeVar("T")
+Priority = Literal["interactive", "default", "batch"]
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+_labels: ContextVar[Mapping[str, str]] = ContextVar("penstock_labels", default=_NO_LABELS)
+_deadline: ContextVar[float] = ContextVar("penstock_deadline", default=math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How a batch item differs from an ordinary call.
+
+    Attributes:
+        max_attempts: Attempts for each item, at least 1.
+        deadline_s: Seconds for each item, waits included; `None` for no bound.
+    """
+
+    max_attempts: int = 10
+    deadline_s: float | None = None
+
+
+_patience: ContextVar[Patience | None] = ContextVar("penstock_patience", default=None)
+
+
+class _Scoped(Generic[T]):
+    """Sets a `ContextVar` for a `with` block; may be entered many times, one inside the other."""
+
+    __slots__ = ("_tokens", "_var")
+
+    def __init__(self, var: ContextVar[T]) -> None:
+        self._var = var
+        self._tokens: list[Token[T]] = []
+
+    def _value(self) -> T:
+        raise NotImplementedError
+
+    def __enter__(self) -> None:
+        self._tokens.append(self._var.set(self._value()))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._var.reset(self._tokens.pop())
+        except ValueError:
+            # Left in another context: the context it was set in is gone or not ours to change.
+            return
+
+
+class labels(_Scoped["Mapping[str, str]"]):  # noqa: N801 - used as a statement, `with labels(user="u1"):`
+    """Label every request made inside the block; blocks nest, and an inner label wins.
+
+    Args:
+        priority: `"interactive"`, `"default"` or `"batch"`; decides the place in the waiting line.
+        **values: Any labels, e.g. `user`, `feature`, `session`, `request_type`. Labels appear in logs and statistics: put no content in them.
+
+    Raises:
+        ValueError: An unknown `priority`.
+        TypeError: A value that is not a `str`.
+
+    Example:
+        >>> with labels(user="u1", priority="interactive"):
+        ...     dict(current_labels())
+        {'user': 'u1', 'priority': 'interactive'}
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, *, priority: Priority | None = None, **values: str) -> None:
+        super().__init__(_labels)
+        if priority is not None:
+            if priority not in get_args(Priority):
+                raise ValueError(f"priority must be one of {', '.join(get_args(Priority))}, not {priority!r}")
+            values["priority"] = priority
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise TypeError(f"label {name!r} must be a str, not {type(value).__name__}")
+        self._values = values
+
+    def _value(self) -> Mapping[str, str]:
+        return MappingProxyType({**_labels.get(), **self._values})
+
+
+class deadline(_Scoped[float]):  # noqa: N801 - used as a statement, `with deadline(30):`
+    """Bound every call made inside the block, waits and attempts together; the earliest of nested deadlines holds.
+
+    A call returns or raises by then; a stream counts as returned once its first content is there, and may be read on.
+
+    Args:
+        seconds: Seconds from entry of the block, more than 0. Entry needs a running event loop.
+
+    Raises:
+        ValueError: `seconds` is not a number above 0.
+
+    Example:
+        >>> async def main() -> None:
+        ...     with deadline(30):
+        ...         print(round(current_deadline() - anyio.current_time()))
+        >>> anyio.run(main)
+        30
+    """
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(_deadline)
+        if not seconds > 0:
+            raise ValueError(f"a deadline must be more than 0 seconds away, not {seconds!r}")
+        self._seconds = seconds
+
+    def _value(self) -> float:
+        return min(_deadline.get(), anyio.current_time() + self._seconds)
+
+
+class patience(_Scoped["Patience | None"]):  # noqa: N801 - used as a statement
+    """Treat calls inside the block as items of a batch: more attempts, and they wait where an ordinary call fails at once.
+
+    Example:
+        >>> with patience(Patience(max_attempts=10)):
+        ...     current_patience()
+        Patience(max_attempts=10, deadline_s=None)
+    """
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: Patience) -> None:
+        super().__init__(_patience)
+        self._options = options
+
+    def _value(self) -> Patience:
+        return self._options
+
+
+def current_labels() -> Mapping[str, str]:
+    """Return the labels in force here, read-only."""
+    return _labels.get()
+
+
+def current_deadline() -> float:
+    """Return the deadline in force here, as a time of the event loop; infinity if there is none."""
+    return _deadline.get()
+
+
+def current_patience() -> Patience | None:
+    """Return the patience in force here; `None` for ordinary calls."""
+    return _patience.get()

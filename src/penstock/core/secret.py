@@ -1,0 +1,311 @@
+"""API keys that are held without being shown, and errors that are freed of them.
+
+The rule here: a key is readable in two places only, the header that carries it and `Secret.reveal`. Whatever else may
+show it (a `repr`, a log line, a pickle, a traceback with local variables, an error with its request) shows a name
+instead: `key-` and 8 hex digits of the key's SHA-256, the same on every machine, so that two log lines can be matched
+and a key can't be recovered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NoReturn, Self, cast
+
+import anthropic
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["MaskedStr", "Secret", "bearer", "clean_error", "key_name", "without_secrets"]
+
+_MASKED: Final = "***"
+_NO_BODY: Final = httpx2.ByteStream(b"")
+_BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
+# Words of header names, so that credentials of gateways and clouds are known too: x-goog-api-key, cf-aig-authorization.
+_CREDENTIAL_WORDS: Final = frozenset(
+    b"apikey auth authentication authorization cookie credential credentials jwt key password secret signature"
+    b" token".split()
+)
+# Shorter words of a credential (Bearer, Basic) are no secret, and masking them would spoil messages.
+_SHORTEST_SECRET: Final = 8
+_BETWEEN_SECRETS: Final = re.compile(r"[\s;,=]+")
+
+
+def key_name(key: str) -> str:
+    """Name a key without telling it.
+
+    Args:
+        key: The key.
+
+    Returns:
+        `key-` and the first 8 hex digits of its SHA-256.
+
+    Example:
+        >>> key_name("sk-example")
+        'key-f2d4b279'
+    """
+    return "key-" + hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+class Secret:
+    """An API key: compared in constant time, shown by its name, never pickled.
+
+    Args:
+        value: The key itself.
+
+    Example:
+        >>> secret = Secret("sk-example")
+        >>> secret, f"{secret}", secret.reveal()
+        (Secret('key-f2d4b279'), 'key-f2d4b279', 'sk-example')
+    """
+
+    __slots__ = ("_name", "_value")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        self._name = key_name(value)
+
+    @property
+    def name(self) -> str:
+        """The name to show in place of the key."""
+        return self._name
+
+    def reveal(self) -> str:
+        """The key itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self._name!r})"
+
+    def __str__(self) -> str:
+        return self._name
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self._name, format_spec)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        mine, others = (secret.reveal().encode(errors="surrogatepass") for secret in (self, other))
+        return hmac.compare_digest(mine, others)
+
+    def __hash__(self) -> int:
+        return hash(self._name)
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} can't be pickled, because the pickle would hold the key. Pass its name, look the key up there."
+        )
+
+
+class MaskedStr(str):
+    """A string for a header's value, which shows something else in place of itself.
+
+    Only `repr` and pickles are masked: headers are built from the characters, so those must stay.
+
+    Args:
+        value: The characters.
+        shown: What to show in their place.
+
+    Example:
+        >>> {"Authorization": MaskedStr("Bearer sk-example")}
+        {'Authorization': '***'}
+    """
+
+    __slots__ = ("_shown",)
+    _shown: str
+
+    def __new__(cls, value: str, shown: str = _MASKED) -> Self:
+        """Attach what to show; a string's characters can only be given here."""
+        masked = super().__new__(cls, value)
+        masked._shown = shown
+        return masked
+
+    def __repr__(self) -> str:
+        return repr(self._shown)
+
+    # The SDK copies request options deeply; a copy must still authenticate.
+    def __copy__(self) -> MaskedStr:
+        return self
+
+    def __deepcopy__(self, memo: object) -> MaskedStr:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self._shown,)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type[str], tuple[str]]:
+        return self.__reduce__()
+
+
+def bearer(secret: Secret) -> MaskedStr:
+    """The value of an `Authorization` header for a key.
+
+    Args:
+        secret: The key.
+
+    Returns:
+        A string that authenticates and shows the key's name.
+
+    Example:
+        >>> bearer(Secret("sk-example"))
+        'Bearer key-f2d4b279'
+    """
+    return MaskedStr(f"Bearer {secret.reveal()}", f"Bearer {secret.name}")
+
+
+def without_secrets(request: httpx2.Request) -> httpx2.Request:
+    """Copy a request without what must not leave with an error or a response.
+
+    Args:
+        request: A request, sent or not. It isn't changed.
+
+    Returns:
+        A request with the same method, URL (less its user and password) and headers (less credentials), and no body.
+
+    Example:
+        >>> request = httpx2.Request("POST", "https://api.anthropic.com", headers={"X-Api-Key": "k"}, content=b"Hi")
+        >>> clean = without_secrets(request)
+        >>> "x-api-key" in clean.headers, clean.read()
+        (False, b'')
+    """
+    url = request.url
+    if url.userinfo:
+        url = url.copy_with(username=None, password=None)
+    return httpx2.Request(request.method, url, headers=_without_credentials(request.headers), stream=_NO_BODY)
+
+
+def clean_error(error: BaseException) -> None:
+    """Free an error, its causes, contexts and group members of credentials and prompts; in place.
+
+    The SDK's and the transport's errors carry their request, and pickle it. Some quote what could not be sent: a
+    header's value that isn't a legal one, or the whole text where a character of it can't be encoded.
+
+    Args:
+        error: Any error.
+
+    Example:
+        >>> request = httpx2.Request("GET", "https://api.anthropic.com", headers={"X-Api-Key": "k"})
+        >>> error = anthropic.APIConnectionError(request=request)
+        >>> clean_error(error)
+        >>> "x-api-key" in error.request.headers
+        False
+    """
+    errors = list(_tree(error))
+    secrets: set[str] = set()
+    for each in errors:
+        secrets.update(_strip_requests(each))
+    for each in errors:
+        if isinstance(each, UnicodeEncodeError):
+            _mask_unencodable(each)
+        if secrets:
+            _mask_texts(each, secrets)
+
+
+@lru_cache(maxsize=1024)
+def _is_withheld(name: bytes) -> bool:
+    """Whether a header, by its name in lower case, stays behind: a credential, or what describes the missing body."""
+    if name in _BODY_HEADERS:
+        return True
+    return name != b"idempotency-key" and not _CREDENTIAL_WORDS.isdisjoint(name.replace(b"_", b"-").split(b"-"))
+
+
+def _without_credentials(headers: httpx2.Headers) -> httpx2.Headers:
+    items = cast("list[tuple[bytes, bytes, bytes]] | None", getattr(headers, "_list", None))
+    if items is None:
+        return httpx2.Headers([(name, value) for name, value in headers.raw if not _is_withheld(name.lower())])
+    # This runs for every response. Building headers from pairs takes four times as long as filtering the list inside.
+    clean = httpx2.Headers()
+    clean._list = [item for item in items if not _is_withheld(item[1])]  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return clean
+
+
+def _tree(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that is reachable from it, once each."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, each.__context__, *(part for part in each.args if isinstance(part, BaseException))]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += cast("BaseExceptionGroup[BaseException]", each).exceptions
+
+
+def _strip_requests(error: BaseException) -> Iterator[str]:
+    """Replace every request that the error carries by a clean copy; yields the credentials that they held."""
+    if not isinstance(error, (anthropic.APIError, httpx2.HTTPError)):
+        return
+    request, response = _attribute(error, "request"), _attribute(error, "response")
+    if isinstance(request, httpx2.Request):
+        yield from _credentials(request)
+        error.request = without_secrets(request)
+    if isinstance(response, httpx2.Response):
+        yield from _strip_response(response)
+
+
+def _strip_response(response: httpx2.Response) -> Iterator[str]:
+    for each in (*response.history, response):
+        for name in ("request", "next_request"):
+            request = _attribute(each, name)
+            if isinstance(request, httpx2.Request):
+                yield from _credentials(request)
+                setattr(each, name, without_secrets(request))
+
+
+def _attribute(holder: object, name: str) -> object:
+    try:
+        return getattr(holder, name, None)
+    except RuntimeError:  # how httpx2 says that a request was never set
+        return None
+
+
+def _credentials(request: httpx2.Request) -> Iterator[str]:
+    """Every secret word in the headers and the URL of a request."""
+    values = [value for name, value in request.headers.raw if _is_withheld(name.lower())]
+    for value in (*values, request.url.userinfo):
+        words = _BETWEEN_SECRETS.split(value.decode(errors="replace"))
+        yield from (word for word in words if len(word) >= _SHORTEST_SECRET)
+
+
+def _mask_unencodable(error: UnicodeEncodeError) -> None:
+    """Leave only the characters that could not be encoded: the text is a header's value or a whole request."""
+    start, end = error.start, error.end
+    error.object = "?" * start + error.object[start:end] + "?" * (len(error.object) - end)
+    error.args = (error.encoding, error.object, start, end, error.reason)
+
+
+def _mask_texts(error: BaseException, secrets: Iterable[str]) -> None:
+    """Mask secrets in the arguments, attributes and notes of an error."""
+    if not isinstance(error, BaseExceptionGroup):  # its members are reached by themselves, its message can't be changed
+        error.args = tuple(_without(secrets, argument) for argument in error.args)
+    for name, value in vars(error).items():
+        if name == "__notes__":
+            error.__notes__ = [str(_without(secrets, note)) for note in value]
+        else:
+            vars(error)[name] = _without(secrets, value)
+
+
+def _without(secrets: Iterable[str], value: object) -> object:
+    """The value, if it shows no secret; else, of a string the rest, and of anything else nothing."""
+    if isinstance(value, BaseException):
+        return value
+    shown = value if isinstance(value, str) else repr(value)
+    for secret in secrets:
+        if secret in shown:
+            shown = shown.replace(secret, _MASKED)
+            value = shown if isinstance(value, str) else _MASKED
+    return value

@@ -1,0 +1,122 @@
+"""The tap on a response body: sees the bytes go by, and ends the attempt when the body ends, however it ends.
+
+The rule here: the attempt is ended before anything is awaited, so that no cancellation can come between. The tap changes no byte, adds no
+chunk boundary and holds nothing up.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from penstock.core.failure import ABANDONED, INCOMPLETE
+from penstock.core.kind import RequestKind
+from penstock.core.scan import JSONScanner, StreamScanner
+from penstock.errors import ClientClosed
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import AsyncIterator
+
+    from penstock.core.attempt import Attempt
+    from penstock.core.scan import Scanner
+
+__all__ = ["BodyTap"]
+
+
+class BodyTap(httpx2.AsyncByteStream):
+    """Stands in for a response's byte stream.
+
+    Args:
+        inner: The stream that it stands for.
+        headers: Of the response; they tell what the body is and how it is encoded.
+        attempt: Ended when the body ends, is closed early, breaks, is cancelled, or is dropped.
+    """
+
+    def __init__(self, inner: httpx2.AsyncByteStream, headers: httpx2.Headers, attempt: Attempt) -> None:
+        self._inner = inner
+        self._attempt = attempt
+        self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._scanner: Scanner | None = None
+        if attempt.call.kind is RequestKind.MESSAGES:
+            self._scanner = StreamScanner() if self._is_stream else JSONScanner()
+        self._inflate = None
+        encoding = headers.get("content-encoding", "identity")
+        if encoding in {"gzip", "deflate"}:
+            # 32: zlib tells gzip and deflate apart itself.
+            self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        elif encoding != "identity":
+            self._scanner = None
+
+    @property
+    def elapsed(self) -> datetime.timedelta | None:
+        """How long the exchange took, once it is over (httpx2 reads it off the stream)."""
+        elapsed: datetime.timedelta | None = getattr(self._inner, "elapsed", None)
+        return elapsed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on the bytes as they come."""
+        attempt = self._attempt
+        try:
+            async for chunk in self._inner:
+                if self._scanner is not None:
+                    self._see(chunk)
+                yield chunk
+        except GeneratorExit:
+            self._end()
+            raise
+        except BaseException as error:
+            attempt.note_exception(error)
+            self._end()
+            if attempt.call.closing and isinstance(error, Exception):
+                raise ClientClosed("the client was closed while this answer was being read") from error
+            raise
+        self._end(whole=True)
+
+    async def aclose(self) -> None:
+        """Close the body; the attempt ends at once, the connection soon after even if this is cancelled."""
+        self._end()
+        try:
+            await self._inner.aclose()
+        except BaseException:
+            self._attempt.call.put(self._inner.aclose)
+            raise
+
+    def __del__(self) -> None:
+        """End the attempt of a body that was dropped unread, and have its connection closed."""
+        if self._attempt.ended:
+            return
+        warnings.warn(f"a response body was dropped without being closed ({self._attempt.call.id})", ResourceWarning, stacklevel=2, source=self)
+        self._end()
+        self._attempt.call.put(self._inner.aclose)
+
+    def _see(self, chunk: bytes) -> None:
+        scanner = self._scanner
+        if self._inflate is not None:
+            try:
+                chunk = self._inflate.decompress(chunk)
+            except zlib.error:
+                self._scanner = None
+                return
+        if scanner is not None:
+            scanner.see(chunk)
+            if scanner.has_content and self._attempt.first_content_at is None:
+                self._attempt.note_first_content()
+
+    def _end(self, *, whole: bool = False) -> None:
+        """End the attempt with what the scanner knows; `whole` if the transport delivered everything."""
+        attempt = self._attempt
+        if attempt.ended:
+            return
+        scanner = self._scanner
+        if scanner is not None:
+            scanner.finish()
+            attempt.take(scanner)
+        complete = scanner is not None and scanner.complete
+        cannot_tell = scanner is None or not self._is_stream
+        if attempt.failure is None and not (complete or (whole and cannot_tell)):
+            attempt.failure = INCOMPLETE if whole else ABANDONED
+        attempt.end()

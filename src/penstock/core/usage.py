@@ -1,0 +1,213 @@
+"""What a request used, in tokens, as one value type for responses, streams and estimates.
+
+The rule here: a `Usage` never raises on what a server sends. A count that is missing, null, negative or not an integer
+is zero, an unknown field is ignored, and every derived number (what counts against a rate limit, what is a total) is
+computed in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
+
+__all__ = ["Usage"]
+
+_Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens and server-tool requests that a request used; the default is nothing at all.
+
+    Args:
+        input_tokens: Input tokens after the last cache breakpoint; neither read from nor written to the prompt cache.
+        output_tokens: Generated tokens, thinking included.
+        cache_creation_input_tokens: Input tokens written to the prompt cache, for five minutes and one hour together.
+        cache_read_input_tokens: Input tokens read from the prompt cache.
+        cache_creation_1h_input_tokens: The part of `cache_creation_input_tokens` that was written for one hour.
+        thinking_tokens: The part of `output_tokens` that is thinking.
+        web_search_requests: Searches that the server-side tool made.
+        web_fetch_requests: Pages that the server-side tool fetched.
+        service_tier: `standard`, `priority` or `batch`, as the API reports it.
+        speed: `standard` or `fast`, as the API reports it.
+        estimated: Whether any of it is a guess rather than what the API reported.
+
+    Example:
+        >>> usage = Usage(input_tokens=10, cache_creation_input_tokens=20, cache_read_input_tokens=70, output_tokens=5)
+        >>> usage.total_input_tokens, usage.rate_limited_input_tokens, usage.total_tokens
+        (100, 30, 105)
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    thinking_tokens: int = 0
+    web_search_requests: int = 0
+    web_fetch_requests: int = 0
+    service_tier: str | None = None
+    speed: str | None = None
+    estimated: bool = False
+
+    @property
+    def total_input_tokens(self) -> int:
+        """All input tokens: fresh, written to the cache and read from it."""
+        return self.input_tokens + self.cache_creation_input_tokens + self.cache_read_input_tokens
+
+    @property
+    def rate_limited_input_tokens(self) -> int:
+        """What counts against the input tokens per minute: fresh input and cache writes, but not cache reads."""
+        return self.input_tokens + self.cache_creation_input_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """All input tokens and all output tokens."""
+        return self.total_input_tokens + self.output_tokens
+
+    @classmethod
+    def from_mapping(cls, usage: Mapping[str, object]) -> Usage:
+        """Read the `usage` object of the API's JSON.
+
+        Where the beta field `iterations` has entries, tokens are their sum: what compaction and fallbacks cost can be
+        only there. Source: https://platform.claude.com/docs/en/build-with-claude/compaction
+
+        Args:
+            usage: The object as it was decoded. Unknown fields are ignored; a count that isn't a positive integer is 0.
+
+        Returns:
+            The same as a `Usage`.
+
+        Example:
+            >>> Usage.from_mapping({"input_tokens": 25, "output_tokens": 12, "speed": None}).total_tokens
+            37
+        """
+        return _NOTHING.updated(usage)
+
+    @classmethod
+    def from_message(cls, message: Message | BetaMessage) -> Usage:
+        """Read the usage of a message that the SDK parsed.
+
+        Args:
+            message: A `Message` or `BetaMessage`. One without usage, as a compatible server may send it, used nothing.
+
+        Returns:
+            Its usage.
+        """
+        usage: object = getattr(message, "usage", None)
+        if not isinstance(usage, BaseModel):
+            return _NOTHING
+        # Constructed without validation, so fields may hold other types than declared, which a dump would warn of.
+        return cls.from_mapping(usage.model_dump(warnings=False))
+
+    def updated(self, delta: Mapping[str, object]) -> Usage:
+        """Apply the usage of a `message_delta` event, whose counts are cumulative.
+
+        Args:
+            delta: The event's `usage` object.
+
+        Returns:
+            A new usage: what `delta` names is replaced, what it doesn't name (or names as null) is kept.
+
+        Example:
+            >>> Usage(input_tokens=25, output_tokens=1).updated({"output_tokens": 15}).total_tokens
+            40
+        """
+        named = _counts(delta)
+        named |= _iterations(delta)
+        get = named.get
+        written = get("cache_creation_input_tokens", self.cache_creation_input_tokens)
+        for_an_hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
+        return Usage(
+            input_tokens=get("input_tokens", self.input_tokens),
+            output_tokens=get("output_tokens", self.output_tokens),
+            cache_creation_input_tokens=written,
+            cache_read_input_tokens=get("cache_read_input_tokens", self.cache_read_input_tokens),
+            # A later total without its breakdown may be smaller than what an earlier event said of it.
+            cache_creation_1h_input_tokens=min(for_an_hour, written),
+            thinking_tokens=get("thinking_tokens", self.thinking_tokens),
+            web_search_requests=get("web_search_requests", self.web_search_requests),
+            web_fetch_requests=get("web_fetch_requests", self.web_fetch_requests),
+            service_tier=_text(delta, "service_tier") or self.service_tier,
+            speed=_text(delta, "speed") or self.speed,
+            estimated=self.estimated,
+        )
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add two usages. Tier and speed stay only where both sides agree; the sum is an estimate if either side is.
+
+        Example:
+            >>> sum([Usage(input_tokens=1), Usage(input_tokens=2)], Usage()).input_tokens
+            3
+        """
+        if self == _NOTHING:
+            return other
+        if other == _NOTHING:
+            return self
+        return Usage(
+            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
+            service_tier=self.service_tier if self.service_tier == other.service_tier else None,
+            speed=self.speed if self.speed == other.speed else None,
+            estimated=self.estimated or other.estimated,
+        )
+
+
+_NOTHING = Usage()
+
+_TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_SERVER_TOOLS = ("web_search_requests", "web_fetch_requests")
+_COUNTS = (*_TOKENS, "cache_creation_1h_input_tokens", "thinking_tokens", *_SERVER_TOOLS)
+
+
+def _counts(fields: _Fields) -> dict[str, int]:
+    """The counts that `fields` names with a valid value, under the names of `Usage`."""
+    counts = _named(fields, _TOKENS)
+    if written := _object(fields, "cache_creation"):
+        for_an_hour = _count(written.get("ephemeral_1h_input_tokens")) or 0
+        for_5_minutes = _count(written.get("ephemeral_5m_input_tokens")) or 0
+        counts["cache_creation_1h_input_tokens"] = for_an_hour
+        counts.setdefault("cache_creation_input_tokens", for_an_hour + for_5_minutes)
+    if details := _object(fields, "output_tokens_details"):
+        counts |= _named(details, ("thinking_tokens",))
+    if server_tools := _object(fields, "server_tool_use"):
+        counts |= _named(server_tools, _SERVER_TOOLS)
+    return counts
+
+
+def _iterations(fields: _Fields) -> dict[str, int]:
+    """The token counts of all iterations together; empty if there are none."""
+    iterations = fields.get("iterations")
+    if not isinstance(iterations, list):
+        return {}
+    summed: dict[str, int] = {}
+    for iteration in cast("list[object]", iterations):
+        if isinstance(iteration, Mapping):
+            for name, count in _counts(cast("_Fields", iteration)).items():
+                summed[name] = summed.get(name, 0) + count
+    return summed and dict.fromkeys((*_TOKENS, "cache_creation_1h_input_tokens"), 0) | summed
+
+
+def _named(fields: _Fields, names: tuple[str, ...]) -> dict[str, int]:
+    return {name: count for name in names if (count := _count(fields.get(name))) is not None}
+
+
+def _count(value: object) -> int | None:
+    """A count as the API means it, or `None`: JSON's true is an `int` in Python, but no count."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _text(fields: _Fields, name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _object(fields: _Fields, name: str) -> _Fields | None:
+    value = fields.get(name)
+    return cast("_Fields", value) if isinstance(value, Mapping) else None

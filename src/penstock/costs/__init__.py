@@ -1,0 +1,1 @@
+"""What requests cost: prices of models, in US dollars as exact decimals."""

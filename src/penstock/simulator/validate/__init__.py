@@ -1,0 +1,20 @@
+"""Is this request one that the API accepts? Everything here raises the API's own error where it isn't, and decides nothing else.
+
+`request` looks at headers and body, `fields` at the fields of the body; `thinking`, `tools`, `messages`, `turns` and `media` at what their
+names say. Messages are the API's where they are known (from its documentation and public logs), in its style where not.
+"""
+
+from penstock.simulator.validate.fields import check_count, check_create, check_window, model_name
+from penstock.simulator.validate.request import check_size, check_version, find_key, page_size, parse
+
+__all__ = [
+    "check_count",
+    "check_create",
+    "check_size",
+    "check_version",
+    "check_window",
+    "find_key",
+    "model_name",
+    "page_size",
+    "parse",
+]

@@ -1,0 +1,5 @@
+"""What tests of code on top of penstock need: virtual time here, and the pytest fixtures of `penstock.testing.plugin`."""
+
+from penstock.testing.virtual import Deadlock, VirtualLoop
+
+__all__ = ["Deadlock", "VirtualLoop"]
