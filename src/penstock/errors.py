@@ -111,7 +111,7 @@ class UnknownPrice(PenstockError):
     """
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"no price is known for model {model!r}. Update the package genai-prices, or give a price yourself.")
+        super().__init__(f"no price is known for model {model!r}. Update the package genai-prices.")
         self.model = model
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -19,7 +19,13 @@ from penstock.guards.admit import AdmitOptions
 from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
 
-__all__ = ["Settings", "check_base_url"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.admission.keys import Balance
+    from penstock.admission.limits import Limits
+
+__all__ = ["Settings", "SettingsFields", "check_base_url"]
 
 # Field names whose text values are choices or names, and may therefore be shown.
 _SHOWN = frozenset({"transport", "balance", "model"})
@@ -35,10 +41,10 @@ def _as_secrets(value: object) -> object:
     for item in value:
         if isinstance(item, Secret):
             secrets.append(item)
-        elif isinstance(item, str) and item.strip():
+        elif isinstance(item, str) and item.strip().isascii() and item.strip().isprintable() and item.strip():
             secrets.append(Secret(item.strip()))
         else:
-            raise ValueError("must be API keys, each a text that is not empty")
+            raise ValueError("must be API keys, each a text of printable ASCII characters that is not empty")
     if len(set(secrets)) < len(secrets):
         raise ValueError("must not hold the same API key twice")
     return tuple(secrets)
@@ -134,10 +140,11 @@ class Settings(AdmitOptions, BaseSettings):
             # Raised out here, so that the original, which holds the input, is not its context.
             raise _without_secrets(failed)
 
-    @field_validator("base_url")
-    @classmethod
-    def _base_url(cls, url: str | None, info: Any) -> str | None:  # noqa: ANN401 - pydantic's own type is private to annotations
-        return url
+    @model_validator(mode="after")
+    def _check_url(self) -> Settings:
+        if self.base_url is not None:
+            check_base_url(self.base_url, allow_http=self.allow_http)
+        return self
 
     @property
     def admit(self) -> AdmitOptions:
@@ -193,3 +200,25 @@ def _may_show(kind: str, place: tuple[int | str, ...], value: object) -> bool:
     if kind == "extra_forbidden" or not place or place[0] in {"api_keys", "base_url"}:
         return False
     return value is None or isinstance(value, bool | int | float) or place[0] in _SHOWN
+
+
+class SettingsFields(TypedDict, total=False):
+    """The fields of `Settings` as keywords; a test keeps both the same."""
+
+    api_keys: Sequence[str | Secret] | str
+    base_url: str | None
+    allow_http: bool
+    transport: Literal["aiohttp", "httpx2"]
+    timeout_s: float | None
+    deadline_s: float | None
+    close_timeout_s: float
+    model: str | None
+    max_tokens: int
+    limits: Limits | dict[str, Limits] | None
+    concurrency: int
+    max_queued: int | None
+    queue_timeout_s: float | None
+    balance: Balance
+    retry: RetryOptions
+    breaker: BreakerOptions
+    log: bool

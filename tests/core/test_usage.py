@@ -64,7 +64,14 @@ USAGES = st.builds(Usage, **{name: st.integers(0, 10**9) for name in COUNTS}, es
 
 
 def _message(usage: object) -> dict[str, object]:
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5-5", "content": [], "usage": usage}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-5-5",
+        "content": [],
+        "usage": usage,
+    }
 
 
 def test_every_field_of_the_api_is_read() -> None:
@@ -85,7 +92,7 @@ def test_a_beta_message_counts_its_iterations() -> None:
 
 @pytest.mark.parametrize("usage", [None, "many", 3, {"input_tokens": "many"}])
 def test_a_message_without_usable_usage_used_nothing(usage: object) -> None:
-    """A compatible server's message whose usage is missing or of the wrong type is read as nothing, without a warning."""
+    """A compatible server's message whose usage is missing or of another type used nothing, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Usage.from_message(Message.construct(**_message(usage))) == Usage()  # type: ignore[arg-type]
@@ -113,7 +120,12 @@ def test_totals_count_cached_tokens_as_the_api_does() -> None:
 
 def test_iterations_are_summed_in_place_of_the_top_level() -> None:
     """Token counts of the top level are replaced by the sum of the iterations; searches stay, they are only there."""
-    usage = {"input_tokens": 1, "output_tokens": 1, "server_tool_use": {"web_search_requests": 3}, "iterations": ITERATIONS}
+    usage = {
+        "input_tokens": 1,
+        "output_tokens": 1,
+        "server_tool_use": {"web_search_requests": 3},
+        "iterations": ITERATIONS,
+    }
     assert Usage.from_mapping(usage) == dataclasses.replace(SUMMED, web_search_requests=3)
 
 

@@ -22,6 +22,7 @@ __all__ = ["JSONScanner", "Scanner", "StreamScanner"]
 
 _LARGEST_JSON = 32 * 1024 * 1024
 _OVERLAP = 32
+_CONTINUATION = bytes(range(0x80, 0xC0))
 _CONTENT = (b'"text_delta"', b'"input_json_delta"', b'"thinking_delta"', b'"compaction_delta"')
 
 
@@ -116,7 +117,8 @@ class StreamScanner:
             return
         if b"message_delta" in probe or b"message_stop" in probe or b"event: error" in probe:
             self._kept = [probe]
-        self._overlap = probe[-_OVERLAP:]
+        # Never from the middle of a character, or it would be no valid text.
+        self._overlap = probe[-_OVERLAP:].lstrip(_CONTINUATION)
 
     def _see_head(self, chunk: bytes) -> None:
         try:

@@ -4,8 +4,8 @@ The rule here: how the bytes were cut into chunks never shows. The same bytes gi
 the protocol the same error at the same position, after every event that came before it was delivered.
 
 Unlike a browser's decoder this one delivers a named event without data, because an `error` without data is an error
-still, and an event at the end of the body whose blank line is missing. `id` and `retry`, which the API doesn't send, are
-ignored.
+still, and an event at the end of the body whose blank line is missing. `id` and `retry`, which the API doesn't send,
+are ignored.
 Source of the grammar: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 

@@ -72,7 +72,7 @@ def cost(
 ) -> Decimal:
     """What a message cost.
 
-    Where the reply took several steps, perhaps of several models (fallback, compaction, advisor), each has its own price.
+    Where the reply took several steps, perhaps of several models (fallback, compaction, advisor), each is priced alone.
 
     Args:
         message: The reply, with the usage that the API reported.

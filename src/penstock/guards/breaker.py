@@ -1,7 +1,8 @@
-"""The circuit breaker: while a model class's service is down, requests are refused at once instead of being sent to fail.
+"""The circuit breaker: while the service of a model class is down, its requests are refused at once, not sent to fail.
 
-The rule here: an attempt counts once, when it has ended, and only by what it says of the service's health. An answer counts for it, 4xx
-and 429 included; 5xx, 529, time-outs and broken connections count against it; a cancellation or a refusal of our own says nothing.
+The rule here: an attempt counts once, when it has ended, and only by what it says of the service's health. An answer
+counts for it, 4xx and 429 included; 5xx, 529, time-outs and broken connections count against it; a cancellation or a
+refusal of our own says nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -37,7 +37,7 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 
 _NO_OBSERVERS: Final = Observers()
 _MOST_CLASSES: Final = 1_000
-_PROBES_BUSY_S: Final = 1.0
+_BUSY_S: Final = 1.0
 _COUNTED: Final = -1
 _SILENT: Final = frozenset({FailureKind.REFUSED, FailureKind.CANCELLED, FailureKind.ABANDONED, FailureKind.OTHER})
 
@@ -46,12 +46,12 @@ class BreakerOptions(Options):
     """When a breaker opens, and how it closes again.
 
     Attributes:
-        window: The last so many attempts of a model class are looked at, 1 to 100,000. Attempts, not seconds: a share of the last attempts
-            is reached just as soon at any rate of traffic.
-        failure_share: It opens when at least this share of them failed, above 0, at most 1.
-        minimum: It never opens before this many attempts were seen, 1 to `window`.
-        open_s: Seconds that it refuses everything before it lets probes through, above 0, at most a day.
-        probes: So many attempts must succeed in a row, with no other let through, before it closes, 1 to 1,000.
+        window: How many of the last attempts of a model class it looks at, 1 to 100,000. Attempts, not seconds: so an
+            outage opens it after the same number of doomed requests at any rate of traffic.
+        failure_share: The share of them that must have failed for it to open, above 0, at most 1.
+        minimum: How many it must have seen before it may open, 1 to `window`.
+        open_s: Seconds for which it refuses everything before it lets probes through, above 0, at most a day.
+        probes: How many probes it lets through, and must see succeed, before it closes, 1 to 1,000.
 
     Example:
         >>> BreakerOptions(window=50).minimum
@@ -67,7 +67,7 @@ class BreakerOptions(Options):
     @model_validator(mode="after")
     def _minimum_fits(self) -> BreakerOptions:
         if self.minimum > self.window:
-            raise ValueError(f"minimum ({self.minimum}) must be at most window ({self.window}), or the breaker could never open")
+            raise ValueError(f"minimum ({self.minimum}) must be at most window ({self.window}), else it never opens")
         return self
 
 
@@ -76,12 +76,12 @@ class BreakerStatistics:
     """The breaker of one model class.
 
     Attributes:
-        state: `closed`, `open` or `half_open`.
-        failures: Failed attempts among those in the window; while not closed, those that opened it.
+        state: `closed`, `open` or `half_open`; one that is due for probes stays `open` until somebody asks for one.
+        failures: Failed attempts in the window; while it is not closed, those that opened it.
         seen: Attempts in the window.
         open_until: Time of the event loop from which probes are let through; `None` unless open.
         under_way: Attempts let through that have not ended.
-        refused: Attempts refused since the breaker was made.
+        refused: Attempts refused so far.
     """
 
     state: State
@@ -94,12 +94,7 @@ class BreakerStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitBreakerStatistics:
-    """The breakers of all model classes seen lately, by class.
-
-    Attributes:
-        classes: Each class's own breaker.
-        refused: Attempts refused, all classes together.
-    """
+    """The breakers of all model classes seen lately, by class, and how many attempts they refused together."""
 
     classes: Mapping[str, BreakerStatistics]
     refused: int
@@ -107,54 +102,49 @@ class CircuitBreakerStatistics:
 
 @dataclass(slots=True, eq=False)
 class Passage:
-    """Leave to send one attempt.
-
-    Attributes:
-        generation: The breaker's when it was given; changed once the attempt has counted.
-        since: Time of the event loop when it was given.
-    """
+    """Leave to send one attempt, given at `since`, in the breaker's `generation`; it counts for no other generation."""
 
     generation: int
     since: float
 
 
 class Breaker:
-    """The state machine of one model class. It never waits and knows no clock: every method that depends on time is told it.
+    """The state machine of one model class: it never waits and knows no clock.
 
-    Every change of state begins a new generation. What was let through in an earlier one changes nothing when it ends.
+    Every change of state begins a new generation; what was let through in an earlier one changes nothing when it ends.
 
     Args:
         options: When it opens and closes.
 
     Example:
         >>> breaker = Breaker(BreakerOptions(window=2, minimum=2, open_s=30))
-        >>> for _ in range(2):
-        ...     breaker.leave(breaker.enter(0.0), failed=True, now=1.0)
-        >>> breaker.state, breaker.enter(30.0), breaker.retry_after_s(30.0), breaker.enter(31.0) is not None, breaker.state
-        ('open', None, 1.0, True, 'half_open')
+        >>> for passage in [breaker.enter(0.0), breaker.enter(0.0)]:
+        ...     breaker.leave(passage, failed=True, now=1.0)
+        >>> breaker.state, breaker.enter(30.0), breaker.retry_after_s(30.0)
+        ('open', None, 1.0)
+        >>> breaker.enter(31.0) is not None, breaker.state
+        (True, 'half_open')
     """
-
-    __slots__ = ("_answered", "_failures", "_generation", "_open_until", "_options", "_probes", "_window", "refused", "state", "under_way")
 
     def __init__(self, options: BreakerOptions) -> None:
         self.state: State = "closed"
-        self.under_way = 0
-        self.refused = 0
         self._options = options
         self._generation = 0
-        self._open_until = 0.0
+        self._under_way = 0
+        self._refused = 0
         self._window: deque[bool] = deque(maxlen=options.window)
         self._failures = 0
+        self._open_until = 0.0
         self._probes: dict[Passage, Callable[[], bool]] = {}
-        self._answered = 0
+        self._succeeded = 0
 
     def __repr__(self) -> str:
-        return f"<Breaker {self.state}, {self._failures} of {len(self._window)} failed, {self.under_way} under way>"
+        return f"<Breaker {self.state}, {self._failures} of {len(self._window)} failed, {self._under_way} under way>"
 
     @property
     def idle(self) -> bool:
         """Whether nothing but its window would be lost with it."""
-        return self.state == "closed" and not self.under_way
+        return self.state == "closed" and not self._under_way
 
     def enter(self, now: float, has_content: Callable[[], bool] = bool) -> Passage | None:
         """Decide whether an attempt may be sent.
@@ -170,13 +160,13 @@ class Breaker:
             self._become("half_open")
         if self.state == "half_open":
             self._look_at_probes(now)
-        if self.state == "open" or (self.state == "half_open" and len(self._probes) + self._answered >= self._options.probes):
-            self.refused += 1
+        if not self._has_room():
+            self._refused += 1
             return None
         passage = Passage(self._generation, now)
         if self.state == "half_open":
             self._probes[passage] = has_content
-        self.under_way += 1
+        self._under_way += 1
         return passage
 
     def leave(self, passage: Passage, *, failed: bool | None, now: float) -> None:
@@ -184,20 +174,17 @@ class Breaker:
 
         Args:
             passage: What `enter` returned for it; each is given back once.
-            failed: Whether the service failed; `None` if the attempt says nothing about it, so that it counts neither way.
+            failed: Whether the service failed; `None` if the attempt says nothing about it and so counts neither way.
             now: Time of the event loop.
         """
-        self.under_way -= 1
+        self._under_way -= 1
         self._probes.pop(passage, None)
         if failed is not None:
             self._count(passage, failed=failed, now=now)
 
     def retry_after_s(self, now: float) -> float:
-        """Return the seconds after which a refused attempt may be tried again.
-
-        Until probes are let through; while they are under way, one second, because nobody knows when they end.
-        """
-        return max(self._open_until - now, 0.0) if self.state == "open" else _PROBES_BUSY_S
+        """Return the seconds until probes are let through; one second while they are under way, as nobody knows."""
+        return max(self._open_until - now, 0.0) if self.state == "open" else _BUSY_S
 
     def statistics(self) -> BreakerStatistics:
         """Return what it is doing."""
@@ -206,15 +193,20 @@ class Breaker:
             failures=self._failures,
             seen=len(self._window),
             open_until=self._open_until if self.state == "open" else None,
-            under_way=self.under_way,
-            refused=self.refused,
+            under_way=self._under_way,
+            refused=self._refused,
         )
 
-    def _look_at_probes(self, now: float) -> None:
-        """Count probes whose stream has brought content, and let others in place of those that have said nothing for long.
+    def _has_room(self) -> bool:
+        if self.state == "half_open":
+            return len(self._probes) + self._succeeded < self._options.probes
+        return self.state == "closed"
 
-        Otherwise a probe that is a stream of minutes, or that a dead connection holds, would keep everybody out for as long. It is looked
-        at only when a caller comes, because before that nobody minds.
+    def _look_at_probes(self, now: float) -> None:
+        """Count probes whose stream has brought content, and give the place of those silent for `open_s` to others.
+
+        Otherwise a stream of minutes or a dead connection would keep everybody out for as long. They are looked at only
+        when a caller comes, because before that nobody minds. A silent one still counts when it ends.
         """
         for probe, has_content in tuple(self._probes.items()):
             if has_content():
@@ -236,8 +228,8 @@ class Breaker:
         if failed:
             self._open(now)
             return
-        self._answered += 1
-        if self._answered == self._options.probes:
+        self._succeeded += 1
+        if self._succeeded == self._options.probes:
             self._window.clear()
             self._failures = 0
             self._become("closed")
@@ -248,7 +240,7 @@ class Breaker:
             self._failures -= window[0]
         window.append(failed)
         self._failures += failed
-        if len(window) >= options.minimum and self._failures >= options.failure_share * len(window):
+        if len(window) >= options.minimum and self._failures / len(window) >= options.failure_share:
             self._open(now)
 
     def _open(self, now: float) -> None:
@@ -259,13 +251,13 @@ class Breaker:
         self.state = state
         self._generation += 1
         self._probes.clear()
-        self._answered = 0
+        self._succeeded = 0
 
 
 class CircuitBreaker(anthropic.Middleware):
     """Refuses requests to a model class whose service is failing; see `BreakerOptions` for when.
 
-    Only requests to `/v1/messages` pass it. A refused request raises `penstock.CircuitOpen`, and nothing was sent.
+    Only requests to `/v1/messages` pass it. A refused one raises `penstock.CircuitOpen`, and nothing was sent.
 
     Args:
         options: When breakers open and close; or give its fields as keywords.
@@ -277,10 +269,12 @@ class CircuitBreaker(anthropic.Middleware):
         TypeError: Both `options` and fields were given.
 
     Example:
-        >>> claude = anthropic.AsyncAnthropic(api_key="…", middleware=[CircuitBreaker(open_s=10)])
+        >>> claude = anthropic.AsyncAnthropic(api_key="…", max_retries=0, middleware=[CircuitBreaker(open_s=10)])
     """
 
-    def __init__(self, options: BreakerOptions | None = None, *, observers: Observers = _NO_OBSERVERS, **fields: object) -> None:
+    def __init__(
+        self, options: BreakerOptions | None = None, *, observers: Observers = _NO_OBSERVERS, **fields: object
+    ) -> None:
         self._options = options_from(BreakerOptions, options, fields)
         self._observers = observers
         self._breakers: OrderedDict[str, Breaker] = OrderedDict()
@@ -291,12 +285,12 @@ class CircuitBreaker(anthropic.Middleware):
         return f"<CircuitBreaker {len(self._breakers)} model classes, {broken} not closed>"
 
     def statistics(self) -> CircuitBreakerStatistics:
-        """Return what every model class's breaker is doing. One that is due for probes is `open` until somebody asks for one."""
+        """Return what the breaker of every model class is doing."""
         classes = {name: breaker.statistics() for name, breaker in self._breakers.items()}
         return CircuitBreakerStatistics(classes=MappingProxyType(classes), refused=self._refused)
 
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
-        """Send `request` on, unless its model class's breaker refuses."""
+        """Send `request` on, unless the breaker of its model class refuses."""
         with open_attempt(request) as attempt:
             if attempt.call.kind is RequestKind.MESSAGES:
                 self._enter(attempt)
@@ -305,8 +299,7 @@ class CircuitBreaker(anthropic.Middleware):
     def _enter(self, attempt: Attempt) -> None:
         # The loop's own clock: the garbage collector may end the attempt where no loop is running.
         clock = asyncio.get_running_loop().time
-        now = clock()
-        model_class = attempt.call.model_class
+        model_class, now = attempt.call.model_class, clock()
         breaker = self._breaker_of(model_class)
         before = breaker.state
         passage = breaker.enter(now, _content_of(attempt))
@@ -314,12 +307,13 @@ class CircuitBreaker(anthropic.Middleware):
         if passage is None:
             self._refused += 1
             raise _refusal(model_class, breaker, now)
-        attempt.push(partial(self._leave, model_class, breaker, passage, clock))
 
-    def _leave(self, model_class: str, breaker: Breaker, passage: Passage, clock: Callable[[], float], attempt: Attempt) -> None:
-        before = breaker.state
-        breaker.leave(passage, failed=failed_service(attempt), now=clock())
-        self._report(model_class, before, breaker)
+        def leave(attempt: Attempt) -> None:
+            before = breaker.state
+            breaker.leave(passage, failed=failed_service(attempt), now=clock())
+            self._report(model_class, before, breaker)
+
+        attempt.push(leave)
 
     def _report(self, model_class: str, before: State, breaker: Breaker) -> None:
         if breaker.state != before:
@@ -337,7 +331,7 @@ class CircuitBreaker(anthropic.Middleware):
         return breaker
 
     def _forget_one(self) -> None:
-        """Forget the idle class that was used the longest time ago; names come from callers, so that there may be any number."""
+        """Forget the idle class not used for longest: names come from callers, so there may be any number of them."""
         name = next((name for name, breaker in self._breakers.items() if breaker.idle), None)
         if name is not None:
             del self._breakers[name]
@@ -359,7 +353,7 @@ def failed_service(attempt: Attempt) -> bool | None:
 def _content_of(attempt: Attempt) -> Callable[[], bool]:
     """Return what tells whether content has come.
 
-    It holds the call weakly, so that the garbage collector still finds a body that was dropped unread, and ends its attempt.
+    It holds the call weakly, so that the garbage collector still finds a body dropped unread, and ends its attempt.
     """
     reference = weakref.ref(attempt.call)
 
@@ -372,9 +366,10 @@ def _content_of(attempt: Attempt) -> Callable[[], bool]:
 
 def _refusal(model_class: str, breaker: Breaker, now: float) -> CircuitOpen:
     wait_s = breaker.retry_after_s(now)
-    statistics = breaker.statistics()
+    seen = breaker.statistics()
     return CircuitOpen(
-        f"the service of model class {model_class[:100]!r} is failing ({statistics.failures} of its last {statistics.seen} attempts), so that "
-        f"its circuit breaker is {breaker.state.replace('_', '-')}; nothing was sent. Try again in {wait_s:.3g} s, or use another model.",
+        f"the circuit breaker of model class {model_class[:100]!r} is {seen.state.replace('_', '-')}: "
+        f"{seen.failures} of its last {seen.seen} attempts failed. Nothing was sent; try again in {wait_s:.3g} s, "
+        "or use another model.",
         retry_after_s=wait_s,
     )

@@ -1,7 +1,8 @@
 """A faithful local Messages API, to develop and test against: quotas, faults, pace, validation, streaming.
 
 Everything is decided in `decide`, synchronously; `transport` (in process, for tests) and `server` (a real one,
-`python -m penstock.simulator`) only wait and send. It imports nothing of the rest of penstock, so that it can disagree with it.
+`python -m penstock.simulator`) only wait and send. It imports nothing of the rest of penstock, so that it can
+disagree with it.
 """
 
 from penstock.simulator.core import Simulator

@@ -33,18 +33,22 @@ class Simulator:
     """A local Messages API with quotas, faults, a pace and a memory of what it was asked.
 
     Args:
-        requests_per_minute: limit of each organization and model class; a `Limit` brings its own burst. None: unlimited.
+        requests_per_minute: limit of each organization and model class, above 0; a `Limit` brings its own burst.
+            None: unlimited.
         input_tokens_per_minute: the same for input tokens.
         output_tokens_per_minute: the same for generated tokens.
         count_tokens_per_minute: requests to `count_tokens`, which have a limit of their own.
         burst_s: capacity of the buckets, in seconds of refill, above 0.
-        keys: API key to organization id; several keys may share one. None: every key is accepted, each its own organization.
+        keys: API key to organization id; several keys may share one. None: every key is accepted, and is its own
+            organization.
         faults: fault name to its probability for each request, 0 to 1, together at most 1.
         seed: fixes the faults that are drawn, and the ids.
         latency_s: time to the first byte, 0 or more.
         tokens_per_s: speed of generation, above 0. None: instantly.
-        output_tokens: length of the replies, or a function of the request body. None: a summary of the prompt's first words.
-        thinking: True: models that think by default do; False: none ever shows a thinking block; None: only where a request asks for it.
+        output_tokens: length of the replies, or a function of the request body that gives it. None: replies are a
+            summary made of the prompt's first words.
+        thinking: True: models that think by default do; False: no reply has a thinking block; None: those whose
+            request asks for one.
         journal_size: entries kept, 0 or more.
         keep_bodies: whether journal entries hold the request's parsed body.
 
@@ -136,7 +140,7 @@ class Simulator:
         now = self._api.clock.now()
         return self._api.organization(self._api.organization_id(key), now).state(now)
 
-    def inject(self, name: str, times: int = 1, after: int = 0, **params: Any) -> None:  # noqa: ANN401 - each fault has its own
+    def inject(self, name: str, times: int = 1, after: int = 0, **params: Any) -> None:
         """Let the next requests that would succeed get a fault, in order, before any random one.
 
         Args:
@@ -172,7 +176,7 @@ class Simulator:
 
         return SimulatorTransport(self)
 
-    def client(self, api_key: str = "sk-sim-1", **anthropic_kwargs: Any) -> anthropic.AsyncAnthropic:  # noqa: ANN401 - the SDK's
+    def client(self, api_key: str = "sk-sim-1", **anthropic_kwargs: Any) -> anthropic.AsyncAnthropic:
         """An `AsyncAnthropic` whose requests come here, in process; keywords are the SDK's own."""
         import anthropic  # noqa: PLC0415 - the server has no use for it
 

@@ -1,4 +1,4 @@
-"""What each request gets, decided synchronously: look at the path, credentials, version, body, model and quota, then let a fault hit.
+"""What each request gets, decided synchronously, in this order: size, path, credentials, version, body, quota, fault.
 
 What is refused, or answered by a fault, takes nothing from any quota.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from penstock.simulator import respond, validate
@@ -99,7 +100,7 @@ class Decision:
         try:
             return self._route(request)
         except ApiError as error:
-            return respond.error_answer(error, self._entry.request_id, lambda: self._headers(error.status))
+            return respond.error_answer(error, self._entry.request_id, partial(self._headers, error.status))
 
     def _headers(self, status: int = 200) -> dict[str, str]:
         headers = {"request-id": self._entry.request_id}
@@ -182,7 +183,7 @@ class Decision:
             model,
             api.script.next(),
             output_tokens=api.output_tokens,
-            thinking=_thinks(body, model, api.thinking),
+            thinking=_thinks(body, model, preference=api.thinking),
             salt=salt,
         )
         charged = int(reply.usage["input_tokens"]) + int(reply.usage["cache_creation_input_tokens"])
@@ -192,7 +193,7 @@ class Decision:
         if not self._entry.stream:
             return respond.plain_answer(message, reply, fault, self._headers, api.pace)
         error = event(ApiError(200, "overloaded_error", "Overloaded").body(self._entry.request_id))
-        return respond.stream_answer(message, reply, fault, self._headers, api.pace, error)
+        return respond.stream_answer(message, reply, fault, self._headers, api.pace, error=error)
 
     def _draw(self) -> Fault | None:
         """The fault that hits this request, as the kind of request it is."""
@@ -216,7 +217,9 @@ class Decision:
             return respond.page_answer(error, self._headers, delay_s=delay_s)
         if error is None:
             return None
-        return respond.error_answer(error, self._entry.request_id, lambda: self._headers(error.status), delay_s=delay_s)
+        return respond.error_answer(
+            error, self._entry.request_id, partial(self._headers, error.status), delay_s=delay_s
+        )
 
 
 def _check_route(request: Request) -> None:
@@ -227,7 +230,7 @@ def _check_route(request: Request) -> None:
         raise ApiError(405, "invalid_request_error", "Method Not Allowed", headers={"allow": expected})
 
 
-def _thinks(body: Json, model: Model, preference: bool | None) -> bool:
+def _thinks(body: Json, model: Model, *, preference: bool | None) -> bool:
     asked = body.get("thinking")
     if asked is None:
         return preference is True and model.thinks

@@ -1,7 +1,7 @@
 """One request being answered: everything was decided when it arrived; what is left is to wait and to send.
 
-A front end waits `delay_s`, calls `begin`, sends status and headers, then takes the `steps` in turn (wait, `produce`, send), and
-calls `close` in the end, whatever happened. `Dropped` means: cut the connection. Nothing here awaits.
+A front end waits `delay_s`, calls `begin`, sends status and headers, then takes the `steps` in turn (wait, `produce`,
+send), and calls `close` in the end, whatever happened. `Dropped` means: cut the connection. Nothing here awaits.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ HANG = Step(b"", "hang", delay_s=math.inf)
 """Send nothing more, and keep the connection open."""
 
 
-class Dropped(Exception):  # noqa: N818 - an event, not an error
+class Dropped(Exception):
     """The connection is to be cut here."""
 
 
 class Answer:
-    """What is sent: status, headers (asked for when they are sent, because they tell what is left), and the body's steps.
+    """What is sent: status, headers, and the body's steps.
 
     Attributes:
         status: HTTP status; None: the connection is cut without an answer.
+        headers: asked for when they are sent, because they tell what is left then.
+        steps: the body, piece by piece.
         delay_s: time until the headers are sent; infinite: never.
         generated: output tokens generated before the headers, which is all of them for a plain reply.
     """

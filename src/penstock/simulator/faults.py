@@ -1,8 +1,8 @@
 """Every way in which the simulated API goes wrong, by name: scripted in order, or drawn with given probabilities.
 
-A fault is either an *answer* (an error response instead of a reply), a failure of the *transport* before any headers, or
-damage to the *body* of a reply that is being sent. Body faults whose name begins with `stream_`, `pings_only`, `no_message_stop`
-damage streams only: a plain request gets the nearest equivalent (`PLAIN_EQUIVALENT`).
+A fault is either an *answer* (an error response instead of a reply), a failure of the *transport* before any headers,
+or damage to the *body* of a reply that is being sent. `PLAIN_EQUIVALENT` names the body faults that only a stream can
+have, and what a plain request gets in their place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class HtmlError(Exception):
         super().__init__(title)
         self.status = status
         self.page = (
-            f"<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n<center><h1>{status} {title}</h1></center>\r\n"
+            f"<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n"
+            f"<center><h1>{status} {title}</h1></center>\r\n"
             "<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"
         ).encode()
 
@@ -51,10 +52,12 @@ class Fault:
 
 _RATE = "This request would exceed your organization's rate limit. Please try again later."
 _RAMP = (
-    "This request would exceed your organization's maximum usage increase rate for input tokens per minute. Please scale up "
-    "your input tokens usage more gradually to stay within the acceleration limit."
+    "This request would exceed your organization's maximum usage increase rate for input tokens per minute. "
+    "Please scale up your input tokens usage more gradually to stay within the acceleration limit."
 )
-_SPEND = "Your organization has reached its monthly API usage limit. Access resumes when the limit is raised or the month ends."
+_SPEND = (
+    "Your organization has reached its monthly API usage limit. It is lifted when the limit rises or the month ends."
+)
 
 _ANSWERS: dict[str, tuple[int, str, str, str | None]] = {
     "rate_limited": (429, "rate_limit_error", _RATE, None),
@@ -148,7 +151,7 @@ class Faults:
             )
         self._chances = dict(chances)
         self._injected: deque[Fault | None] = deque()
-        self._random = random.Random(seed)  # noqa: S311 - repeatable faults, no secrets
+        self._random = random.Random(seed)
 
     def __repr__(self) -> str:
         return f"Faults({self._chances}, {len(self._injected)} injected)"

@@ -1,4 +1,4 @@
-"""Token buckets for each organization and model class: refilled all the time, all or nothing, refused requests take nothing.
+"""Token buckets for each organization and model class: refilled all the time; all or nothing; a refusal takes nothing.
 
 Requests and input tokens are taken when a request starts (input is corrected when the real count is known); output
 tokens are taken as they are generated and may leave the bucket in debt, because generation is never cut off for it.
@@ -33,7 +33,8 @@ class Limit:
 
     Attributes:
         per_minute: refill, in requests or tokens a minute, above 0.
-        burst_s: capacity, in seconds of refill, above 0. The API's documentation warns that short intervals may be enforced: 1.0 does.
+        burst_s: capacity, in seconds of refill, above 0. The API's documentation warns that short intervals may be
+            enforced: 1.0 does that.
 
     Example:
         >>> from penstock.simulator import Limit
@@ -228,8 +229,8 @@ def rate_limit_error(limit: Limit | None, unit: str, wait_s: float, *, organizat
         f"This request would exceed your organization's rate limit of {per_minute:,} {unit} per minute "
         f"(org: {organization}, model: {model}). For details, refer to: https://docs.claude.com/en/api/rate-limits. "
         "You can see the response headers for current usage. Please reduce the prompt length or the maximum tokens "
-        "requested, or try again later. You may also contact sales at https://www.anthropic.com/contact-sales to discuss "
-        "your options for a rate limit increase."
+        "requested, or try again later. You may also contact sales at https://www.anthropic.com/contact-sales to "
+        "discuss your options for a rate limit increase."
     )
     return ApiError(429, "rate_limit_error", message, headers={"retry-after": str(retry_after)})
 

@@ -1,4 +1,4 @@
-"""What the simulated model answers: derived from the prompt alone, or taken from a script; the same request always gets the same reply.
+"""What the simulated model answers: derived from the prompt alone, or taken from a script; never from chance.
 
 The words of the prompt come back in the answer, so that a test can tell whose answer it holds.
 """
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from penstock.simulator.sample import sample
 from penstock.simulator.tokens import CHARACTERS, count_input, count_text, plain_text
@@ -63,13 +63,13 @@ class Script:
 def _blocks(content: Content) -> tuple[Json, ...]:
     if isinstance(content, str):
         return ({"type": "text", "text": content},)
-    blocks = (content,) if is_object(content) else tuple(content)
+    blocks = [content] if is_object(content) else list(cast("Sequence[Json]", content))
     for block in blocks:
-        if not is_object(block) or not isinstance(block.get("type"), str):
+        if not isinstance(block.get("type"), str):
             raise ValueError(
                 "a scripted content block must be a dict with a 'type', such as {'type': 'text', 'text': 'Hi'}"
             )
-    return blocks
+    return tuple(blocks)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -194,15 +194,13 @@ def _forced_call(body: Json, salt: str) -> Json | None:
     choice = body.get("tool_choice")
     if not is_object(choice) or choice.get("type") not in ("any", "tool"):
         return None
-    tools = [
-        tool for tool in body.get("tools") or [] if choice["type"] == "any" or tool.get("name") == choice.get("name")
-    ]
-    return {
-        "type": "tool_use",
-        "id": identifier("toolu", salt),
-        "name": tools[0]["name"],
-        "input": sample(tools[0].get("input_schema") or {}),
-    }
+    tools: list[Json] = [tool for tool in body["tools"] if is_object(tool.get("input_schema"))]
+    wanted = choice.get("name", tools[0]["name"] if tools else None)
+    schemas: dict[str, Json] = {tool["name"]: tool["input_schema"] for tool in tools}
+    if wanted not in schemas:
+        return None
+    call = identifier("toolu", salt)
+    return {"type": "tool_use", "id": call, "name": wanted, "input": sample(schemas[wanted])}
 
 
 def _text(body: Json, output_tokens: OutputTokens) -> str:

@@ -6,14 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from penstock.simulator.exchange import DROP, HANG, Answer, damaged
-from penstock.simulator.faults import HtmlError
 from penstock.simulator.stream import Step, stream_steps
 from penstock.simulator.wire import ApiError, Json, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from penstock.simulator.faults import Fault
+    from penstock.simulator.faults import Fault, HtmlError
     from penstock.simulator.reply import Reply
 
 __all__ = ["Pace", "error_answer", "json_answer", "page_answer", "plain_answer", "silent_answer", "stream_answer"]
@@ -93,7 +92,13 @@ def plain_answer(
 
 
 def stream_answer(
-    message: Json, reply: Reply, fault: Fault | None, headers: Callable[[], dict[str, str]], pace: Pace, error: bytes
+    message: Json,
+    reply: Reply,
+    fault: Fault | None,
+    headers: Callable[[], dict[str, str]],
+    pace: Pace,
+    *,
+    error: bytes,
 ) -> Answer:
     """Server-sent events as they are generated; `error` is the event that an error within the stream sends."""
     steps: Iterator[Step] = pace.paced(stream_steps(reply, message))

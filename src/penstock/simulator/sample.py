@@ -1,4 +1,4 @@
-"""A small value that fits a JSON schema: what the simulated model answers when an output format or a tool call is forced.
+"""A small value that fits a JSON schema: the answer where an output format or a tool call is forced.
 
 Keywords that it doesn't know are ignored; `pattern` is not followed.
 """
@@ -22,7 +22,7 @@ _FORMATS = {
 }
 
 
-def sample(schema: Json) -> Any:  # noqa: ANN401 - any JSON value
+def sample(schema: Json) -> Any:
     """A value valid under `schema`, the same each time.
 
     Example:
@@ -37,7 +37,7 @@ def sample(schema: Json) -> Any:  # noqa: ANN401 - any JSON value
     return _sample(schema, schema, _DEPTH)
 
 
-def _sample(schema: object, root: Json, depth: int) -> Any:  # noqa: ANN401 - any JSON value
+def _sample(schema: object, root: Json, depth: int) -> Any:
     if not is_object(schema) or depth < 0:
         return None
     if "$ref" in schema:
@@ -53,7 +53,7 @@ def _sample(schema: object, root: Json, depth: int) -> Any:  # noqa: ANN401 - an
     return _typed(schema, root, depth)
 
 
-def _typed(schema: Json, root: Json, depth: int) -> Any:  # noqa: ANN401 - any JSON value
+def _typed(schema: Json, root: Json, depth: int) -> Any:
     kind = schema.get("type", "object")
     match kind[0] if is_list(kind) else kind:
         case "object":
@@ -78,10 +78,11 @@ def _string(schema: Json) -> str:
 
 
 def _number(schema: Json) -> float:
+    low: float = schema.get("minimum", 0)
     if "exclusiveMinimum" in schema:
-        return schema["exclusiveMinimum"] + 1
-    low = schema.get("minimum", 0)
-    return min(low, schema["maximum"]) if "maximum" in schema else low
+        low = schema["exclusiveMinimum"] + 1
+    high: float = schema.get("maximum", low)
+    return min(low, high)
 
 
 def _resolve(reference: str, root: Json) -> object:

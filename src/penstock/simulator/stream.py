@@ -58,7 +58,7 @@ def stream_steps(reply: Reply, whole: Json) -> Iterator[Step]:
     start = {
         key: value for key, value in reply.usage.items() if key not in ("output_tokens_details", "server_tool_use")
     }
-    message = {
+    message: Json = {
         **whole,
         "content": [],
         "stop_reason": None,
@@ -113,7 +113,7 @@ def _thinking_deltas(block: Json, reply: Reply) -> Iterator[tuple[Json, int]]:
     text = str(block.get("thinking", ""))
     for piece in _pieces(text):
         yield {"type": "thinking_delta", "thinking": piece}, count_text(piece)
-    details = reply.usage.get("output_tokens_details") or {}
+    details: Json = reply.usage.get("output_tokens_details") or {}
     hidden = int(details.get("thinking_tokens", 0)) if not text else 0
     yield {"type": "signature_delta", "signature": block.get("signature", "")}, hidden
 

@@ -1,4 +1,4 @@
-"""What tests of code on top of penstock need: virtual time here, and the pytest fixtures of `penstock.testing.plugin`."""
+"""What tests of code on top of penstock need: virtual time here, pytest fixtures in `penstock.testing.plugin`."""
 
 from penstock.testing.virtual import Deadlock, VirtualLoop
 

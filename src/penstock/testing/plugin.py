@@ -1,9 +1,9 @@
 """The pytest plugin: fixtures `simulator` and `virtual_time`.
 
-It imports the rest only inside its fixtures, so that tests which don't use them pay nothing, and coverage sees the imports.
+It imports the rest only inside its fixtures, so that tests which don't use them pay nothing.
 
-`virtual_time` needs no further marker on a test (an `async def` test that asks for it runs on a `VirtualLoop` by anyio's
-own pytest plugin, which ships in anyio); `pytest.mark.anyio` does no harm. `simulator` takes its arguments from a marker:
+`virtual_time` needs no further marker on a test: an `async def` test that asks for it is run on a `VirtualLoop` by the
+pytest plugin that ships in anyio; `pytest.mark.anyio` does no harm. `simulator` takes its arguments from a marker:
 
     @pytest.mark.simulator(requests_per_minute=60)
     async def test_waits_for_quota(simulator, virtual_time):

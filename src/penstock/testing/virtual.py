@@ -12,7 +12,7 @@ import selectors
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
 __all__ = ["Deadlock", "VirtualLoop"]
@@ -66,8 +66,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop whose clock starts at 0 and jumps to the next timer whenever nothing is ready.
 
-    Timers fire in order and at their times, so that hours pass in milliseconds. `run_in_executor` runs inline, because the
-    clock would jump ahead of a thread. When no timer is left and nothing arrives for a second of real time,
+    Timers fire in order and at their times, so that hours pass in milliseconds. `run_in_executor` runs inline, because
+    the clock would jump ahead of a thread. When no timer is left and nothing arrives for a second of real time,
     `Deadlock` is raised, naming what waits.
 
     Example:
@@ -88,9 +88,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """The virtual time in seconds since the loop was made."""
         return self._jumping.now
 
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Executor | None, func: Callable[..., T], *args: object
-    ) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Run `func(*args)` at once, in this thread; its result or exception is in the returned future."""
         del executor
         future: asyncio.Future[T] = self.create_future()
@@ -102,5 +100,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def _name(task: asyncio.Task[object]) -> str:
-    coroutine = task.get_coro()
-    return f"{task.get_name()} ({getattr(coroutine, '__qualname__', coroutine)})"
+    return f"{task.get_name()} in {' > '.join(_awaited(task.get_coro()))}"
+
+
+def _awaited(coroutine: object) -> Iterator[str]:
+    """What the task runs, down to the coroutine that waits."""
+    while coroutine is not None:
+        name = getattr(coroutine, "__qualname__", None)
+        if name is not None:
+            yield name
+        coroutine = getattr(coroutine, "cr_await", None)

@@ -1,7 +1,8 @@
-"""Is this request one that the API accepts? Everything here raises the API's own error where it isn't, and decides nothing else.
+"""Is this request one that the API accepts? Whatever is here raises the API's own error where it isn't.
 
-`request` looks at headers and body, `fields` at the fields of the body; `thinking`, `tools`, `messages`, `turns` and `media` at what their
-names say. Messages are the API's where they are known (from its documentation and public logs), in its style where not.
+`request` looks at headers and body, `fields` at the fields of the body; `thinking`, `tools`, `messages`, `turns` and
+`media` at what their names say. Messages are the API's where they are known (from its documentation and public logs),
+in its style where not.
 """
 
 from penstock.simulator.validate.fields import check_count, check_create, check_window, model_name

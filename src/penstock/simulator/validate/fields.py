@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_count", "check_create", "check_window", "model_name"]
 
-_COUNTED = frozenset(
+_COUNTED: frozenset[str] = frozenset(
     {"cache_control", "messages", "model", "output_config", "speed", "system", "thinking", "tool_choice", "tools"}
 )
 _CREATED = _COUNTED | {
@@ -67,7 +67,7 @@ def _check_names(body: Json, allowed: frozenset[str], betas: str) -> None:
     if body.get("thread") is not None:
         message = "thread: This server does not support message threads. Send the full conversation without `thread`."
         raise invalid(message, error_code="thread_unsupported_request")
-    checks.known(body, allowed | {"thread"} | (_BETA if betas else frozenset()))
+    checks.known(body, allowed | {"thread"} | (_BETA if betas else frozenset[str]()))
 
 
 def _check_shared(body: Json, model: Model, version: str, betas: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.simulator.media import HIGH_RESOLUTION, STANDARD, pdf_pages, picture, seen_size
 from penstock.simulator.validate import checks
@@ -98,7 +98,7 @@ class MediaCheck:
         self._pages += pdf_pages(data)
 
 
-def _base64(source: Json, at: str) -> tuple[str, object]:
+def _base64(source: Json, at: str) -> tuple[str, Any]:
     data = checks.string(checks.required(source, "data", f"{at}.data"), f"{at}.data")
     if not data or len(data) % 4 or not _BASE64.fullmatch(data):
         raise invalid(f"{at}: invalid base64 data")

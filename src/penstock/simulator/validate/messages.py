@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from penstock.simulator.validate import checks
 from penstock.simulator.validate.media import MediaCheck
-from penstock.simulator.wire import invalid
+from penstock.simulator.wire import invalid, is_list
 
 if TYPE_CHECKING:
     from penstock.simulator.models import Model
@@ -85,8 +85,8 @@ class _MessageCheck:
         role = checks.required(self.message, "role", f"{self.at}.role")
         if role == "system" and not self.model.system_turns:
             raise invalid(
-                'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not "system" '
-                "as an input message role."
+                'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not '
+                '"system" as an input message role.'
             )
         if role != "system":
             checks.choice(role, ("user", "assistant"), f"{self.at}.role")
@@ -95,13 +95,13 @@ class _MessageCheck:
     def run(self, *, last: bool) -> None:
         """Raise where the API would refuse the message."""
         content = checks.required(self.message, "content", f"{self.at}.content")
-        if not isinstance(content, str | list):
+        if not (isinstance(content, str) or is_list(content)):
             raise invalid(f"{self.at}.content: Input should be a valid list")
         if not content and not (last and self.role == "assistant"):
             raise invalid(f"{self.at}: {_EMPTY}")
-        if isinstance(content, list):
+        if is_list(content):
             self._blocks(content)
-        elif content and not content.strip():
+        elif content and not str(content).strip():
             raise invalid("messages: text content blocks must contain non-whitespace text")
 
     def _blocks(self, blocks: list[object]) -> None:
@@ -112,7 +112,7 @@ class _MessageCheck:
     def _block(self, block: object, at: str, allowed: tuple[str, ...]) -> None:
         given = checks.mapping(block, at)
         kind = checks.string(checks.required(given, "type", f"{at}.type"), f"{at}.type")
-        server_result = kind.endswith("_tool_result") and kind not in ("mcp_tool_result",)
+        server_result = kind.endswith("_tool_result") and kind != "mcp_tool_result"
         if kind not in allowed + _ANYWHERE and not (server_result and self.role == "assistant"):
             expected = ", ".join(f"'{name}'" for name in allowed)
             raise invalid(

@@ -18,8 +18,8 @@ _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _MIN_BUDGET = 1024
 _REFUSED = {
     "enabled": (
-        '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and "output_config.effort" '
-        "to control thinking behavior."
+        '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
+        '"output_config.effort" to control thinking behavior.'
     ),
     "disabled": '"thinking.type.disabled" is not supported for this model.',
     "adaptive": '"thinking.type.adaptive" is not supported for this model.',
@@ -39,7 +39,8 @@ def check_max_tokens(body: Json, model: Model) -> None:
     value = checks.integer(checks.required(body, "max_tokens", "max_tokens"), "max_tokens", at_least=0)
     if value > model.max_output:
         raise invalid(
-            f"max_tokens: {value} > {model.max_output}, which is the maximum allowed number of output tokens for {model.id}"
+            f"max_tokens: {value} > {model.max_output}, which is the maximum allowed number of output tokens for "
+            f"{model.id}"
         )
     if value == 0:
         _check_warming(body)

@@ -86,7 +86,7 @@ def check_tool_choice(body: Json, model: Model) -> None:
         checks.boolean(choice["disable_parallel_tool_use"], f"tool_choice.{kind}.disable_parallel_tool_use")
     if kind in ("any", "tool") and not model.forced_tools:
         raise invalid('tool_choice: type "tool" and "any" are not supported for this model.')
-    tools = body.get("tools") or []
+    tools: list[Json] = body.get("tools") or []
     if not tools and kind != "none":
         raise invalid("tool_choice: tool_choice may only be specified while providing tools.")
     if kind == "tool":

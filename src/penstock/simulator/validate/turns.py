@@ -19,6 +19,15 @@ __all__ = ["check_turns"]
 
 _PREFILL = "This model does not support assistant message prefill. The conversation must end with a user message."
 
+_UNANSWERED = (
+    "messages.{at}: `tool_use` ids were found without `tool_result` blocks immediately after: {calls}. "
+    "Each `tool_use` block must have a corresponding `tool_result` block in the next message."
+)
+_UNEXPECTED = (
+    "messages.{at}.content: unexpected `tool_use_id` found in `tool_result` blocks: {result}. "
+    "Each `tool_result` block must have a corresponding `tool_use` block in the previous message."
+)
+
 
 @dataclass(kw_only=True, slots=True)
 class _Turn:
@@ -60,16 +69,10 @@ def _check_results(before: _Turn, turn: _Turn) -> None:
     answered = {block["tool_use_id"] for block in _leading_results(turn)}
     missing = [call for call in calls if call not in answered]
     if missing:
-        raise invalid(
-            f"messages.{before.first}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-            f"{', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block in the next message."
-        )
+        raise invalid(_UNANSWERED.format(at=before.first, calls=", ".join(missing)))
     for result, count in Counter(results).items():
         if result not in calls:
-            raise invalid(
-                f"messages.{turn.first}.content: unexpected `tool_use_id` found in `tool_result` blocks: {result}. Each "
-                "`tool_result` block must have a corresponding `tool_use` block in the previous message."
-            )
+            raise invalid(_UNEXPECTED.format(at=turn.first, result=result))
         if count > 1:
             raise invalid(
                 f"messages.{turn.first}.content: each tool_use must have a single result. Found multiple `tool_result` "
@@ -91,10 +94,7 @@ def _check_end(last: _Turn, model: Model) -> None:
         raise invalid(_PREFILL)
     calls = last.values("tool_use", "id")
     if calls:
-        raise invalid(
-            f"messages.{last.first}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-            f"{', '.join(calls)}. Each `tool_use` block must have a corresponding `tool_result` block in the next message."
-        )
+        raise invalid(_UNANSWERED.format(at=last.first, calls=", ".join(calls)))
     texts = last.values("text", "text")
     if texts and texts[-1] != texts[-1].rstrip():
         raise invalid("messages: final assistant content cannot end with trailing whitespace")

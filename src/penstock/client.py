@@ -1,0 +1,378 @@
+"""The door: one object that governs an SDK client and owns the lifetime of everything behind it.
+
+The rule here: the client wires parts together and does none of their work. Creating it does no I/O; whatever it starts runs in one supervised
+task, so that it may be entered and left in different tasks, and closing finishes even if the one who closes is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import anthropic
+import anyio
+import httpx2
+from anthropic import AsyncAnthropic
+
+from penstock.batch.fan_out import FanOut
+from penstock.chain import Chain, build_chain
+from penstock.core.background import Background
+from penstock.core.events import Observer, Observers
+from penstock.core.secret import Secret
+from penstock.errors import ClientClosed, KeyNotFound
+from penstock.settings import Settings, SettingsFields, check_base_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable
+    from decimal import Decimal
+    from types import TracebackType
+
+    from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
+
+    from penstock.batch.fan_out import Order, Request
+    from penstock.batch.result import FanOutResult
+    from penstock.guards.admit import AdmitStatistics
+    from penstock.guards.breaker import CircuitBreakerStatistics
+    from penstock.guards.meter import MeterStatistics
+    from penstock.guards.record import RecordStatistics
+    from penstock.guards.retry import RetryStatistics
+
+__all__ = ["Client", "ClientStatistics"]
+
+# How long what is left in the background may take once every call has ended, or been cancelled.
+_DRAIN_S = 5.0
+_CANCELLED_WITHIN_S = 1.0
+# The SDK wants some key when it is made; every request gets its own from the pool.
+_PLACEHOLDER = "set-by-penstock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStatistics:
+    """Everything that the guards count, at one moment.
+
+    Attributes:
+        calls: Calls, successes, latencies and tokens as the caller saw them.
+        retry: The retry quota, and retries so far.
+        breaker: The state of each model class.
+        admission: The line, the slots, the keys, bucket levels and learned limits of every quota.
+        attempts: Attempts as the wire saw them, by model.
+    """
+
+    calls: RecordStatistics
+    retry: RetryStatistics
+    breaker: CircuitBreakerStatistics
+    admission: AdmitStatistics
+    attempts: MeterStatistics
+
+
+class Client:
+    """Governs the official SDK client: every request it sends passes the same guards.
+
+    Args:
+        settings: Validated settings; read from the environment (`PENSTOCK_…`) if not given.
+        sdk: An SDK client to govern in place of our own: Bedrock, Vertex, Foundry, AWS, or one with an `http_client` of yours. A copy gets the
+            guards, after your own middleware; the original is neither changed nor closed. Its own credentials count as one key.
+        observers: Functions that are told every event (`penstock.core.events`); synchronous, they must not block.
+        **fields: Any field of `Settings` by name; wins over `settings`.
+
+    Raises:
+        pydantic.ValidationError: A bad or unknown setting.
+        TypeError: `api_keys` with an `sdk` that is not a plain `AsyncAnthropic`: an Anthropic key must not reach a third party.
+
+    Example:
+        >>> async def main() -> None:
+        ...     async with Client(concurrency=16) as claude:
+        ...         message = await claude.messages.create(
+        ...             model="claude-sonnet-5-5", max_tokens=200, messages=[{"role": "user", "content": "Hello"}]
+        ...         )
+        ...         print(message.stop_reason)
+        >>> anyio.run(main)
+        end_turn
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        sdk: AsyncAnthropic | None = None,
+        observers: Iterable[Observer] = (),
+        **fields: Unpack[SettingsFields],
+    ) -> None:
+        self.settings = _settings(settings, sdk, dict(fields))
+        self._given_sdk = sdk
+        if sdk is not None and self.settings.api_keys and type(sdk) is not AsyncAnthropic:
+            raise TypeError(f"api_keys can't be used with {type(sdk).__name__}: it brings credentials of its own. Leave api_keys out.")
+        if sdk is None:
+            check_base_url(self._base_url, allow_http=self.settings.allow_http)
+        self._observers = Observers((*_log_observers(self.settings), *observers))
+        self._background = Background(self._observers)
+        self._chain: Chain = build_chain(
+            self.settings, observers=self._observers, background=self._background, gate=self._gate, rng=random.Random()
+        )
+        self._state = "not entered"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stop = anyio.Event()
+        self._finished = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Client {self._state}, {len(self._chain.record.live)} calls under way>"
+
+    @property
+    def _base_url(self) -> str:
+        return self.settings.base_url or os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com"
+
+    # What it governs
+
+    @cached_property
+    def sdk(self) -> AsyncAnthropic:
+        """The governed SDK client; hand it to whatever takes an `AsyncAnthropic`.
+
+        Its own retries are off, because two retry loops multiply.
+        """
+        if self._given_sdk is None:
+            governed = _own_sdk(self.settings, self._base_url, self._chain)
+        else:
+            # A copy shares the http_client; closing the copy would close it, so it never is.
+            middleware = (*self._given_sdk.middleware, *self._chain.middleware)
+            governed = self._given_sdk.copy(middleware=middleware, max_retries=0)
+        _warn_of_retries(governed)
+        return governed
+
+    @property
+    def messages(self) -> AsyncMessages:
+        """The SDK's own `messages`, governed."""
+        return self.sdk.messages
+
+    @property
+    def beta(self) -> AsyncBeta:
+        """The SDK's own `beta`, governed."""
+        return self.sdk.beta
+
+    @property
+    def models(self) -> AsyncModels:
+        """The SDK's own `models`, governed."""
+        return self.sdk.models
+
+    # What it tells
+
+    def statistics(self) -> ClientStatistics:
+        """Return one frozen snapshot of everything that the guards count."""
+        chain = self._chain
+        return ClientStatistics(
+            calls=chain.record.statistics(),
+            retry=chain.retry.statistics(),
+            breaker=chain.breaker.statistics(),
+            admission=chain.admit.statistics(),
+            attempts=chain.meter.statistics(),
+        )
+
+    def cost(self, message: Message | BetaMessage) -> Decimal:
+        """Return what a message cost, in USD, cache and server tools included.
+
+        Raises:
+            UnknownPrice: No price is known for its model.
+        """
+        from penstock.costs.prices import cost  # noqa: PLC0415 - the price tables take a third of a second to load
+
+        return cost(message)
+
+    # Many at once
+
+    def fan_out(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        concurrency: int | None = None,
+        order: Order = "completed",
+        fail_fast: bool = False,
+        **params: Any,
+    ) -> FanOut:
+        """Ask many prompts at once: `async with` it, iterate over the results, leave early as you like.
+
+        Args:
+            requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or async iterable, read
+                only as fast as items start.
+            model: For items that name none; the setting `model` by default.
+            max_tokens: For items that name none; the setting `max_tokens` by default.
+            concurrency: Items started at once, 1 or more; the client's own `concurrency` by default, which bounds requests in any case.
+            order: `"completed"`, or `"input"` to keep the order.
+            fail_fast: Raise the first failure instead of giving it as a result.
+            **params: Of `messages.create`, for every item; an item's own `params` win.
+
+        Raises:
+            ValueError: A bad `concurrency` or `order`.
+            TypeError: `requests` is a single text, or can't be iterated over.
+
+        Example:
+            >>> async def main() -> None:
+            ...     async with Client() as claude, claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results:
+            ...         print(sorted([result.custom_id async for result in results if result.ok]))
+            >>> anyio.run(main)
+            ['0', '1']
+        """
+        chosen = model or self.settings.model
+        if chosen is not None:
+            params["model"] = chosen
+        return FanOut(
+            self.sdk,
+            requests,
+            concurrency=concurrency if concurrency is not None else self.settings.concurrency,
+            order=order,
+            fail_fast=fail_fast,
+            max_tokens=max_tokens if max_tokens is not None else self.settings.max_tokens,
+            **params,
+        )
+
+    async def map(self, requests: Iterable[Request] | AsyncIterable[Request], **options: Any) -> list[FanOutResult]:
+        """Ask many prompts at once and return all results, in the order of the input.
+
+        Args:
+            requests: As for `fan_out`.
+            **options: As for `fan_out`.
+
+        Example:
+            >>> async def main() -> None:
+            ...     async with Client() as claude:
+            ...         print([result.ok for result in await claude.map(["One?", "Two?"], model="claude-haiku-5-5")])
+            >>> anyio.run(main)
+            [True, True]
+        """
+        async with self.fan_out(requests, order="input", **options) as results:
+            return [result async for result in results]
+
+    # Its life
+
+    async def __aenter__(self) -> Self:
+        """Find the keys and start; from here on it belongs to this event loop."""
+        if self._state != "not entered":
+            raise ClientClosed(f"this client is {self._state}; make a new one")
+        if self._given_sdk is None or self.settings.api_keys:
+            keys = self.settings.api_keys or _keys_of_environment()
+            self._chain.admit.use_keys(keys)
+            if self._given_sdk is None:
+                # For a copy whose middleware the caller has replaced.
+                self.sdk.api_key = keys[0].reveal()
+        self._loop = asyncio.get_running_loop()
+        started = anyio.Event()
+        # The one task that is not in a task group: entry and exit may happen in different tasks, which no task group allows.
+        self._supervisor = self._loop.create_task(self._supervise(started), name="penstock-client")
+        self._state = "open"
+        await started.wait()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it; an exception of the block leaves as it is."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuse new calls, let those under way end for `close_timeout_s`, cancel the rest, and finish what is to be written.
+
+        Closing goes on in the background if the one who waits for it is cancelled. Closing again waits for the same end.
+        """
+        if self._state == "not entered":
+            self._state = "closed"
+            return
+        if self._state == "closed" and self._finished.is_set():
+            return
+        self._check_loop()
+        self._state = "closed"
+        self._stop.set()
+        await self._finished.wait()
+
+    async def _supervise(self, started: anyio.Event) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                drained = anyio.Event()
+                group.start_soon(lambda: self._background.run(drained, started=started, grace_s=_DRAIN_S))
+                await self._stop.wait()
+                await self._end_calls()
+                drained.set()
+            if self._given_sdk is None:
+                await self.sdk.close()
+        finally:
+            self._state = "closed"
+            self._finished.set()
+
+    async def _end_calls(self) -> None:
+        record = self._chain.record
+        if await record.idle(within_s=self.settings.close_timeout_s):
+            return
+        for call in record.live:
+            call.close()
+        await record.idle(within_s=_CANCELLED_WITHIN_S)
+
+    def _gate(self) -> None:
+        """Let a request through only while the client is open, in its own event loop."""
+        if self._state != "open":
+            raise ClientClosed(f"the client is {self._state}; use it inside `async with Client(…) as claude:`")
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise ClientClosed("this client belongs to another event loop; make one client for each loop")
+
+
+def _settings(settings: Settings | None, sdk: AsyncAnthropic | None, fields: dict[str, Any]) -> Settings:
+    if settings is not None:
+        return Settings(**{**dict(settings), **fields}) if fields else settings
+    if sdk is not None:
+        # Keys in the environment are meant for our own client, not for one that brings its credentials.
+        fields.setdefault("api_keys", ())
+    return Settings(**fields)
+
+
+def _log_observers(settings: Settings) -> tuple[Observer, ...]:
+    if not settings.log:
+        return ()
+    from penstock.observe.logs import LogObserver  # noqa: PLC0415 - structlog is not loaded where nothing is logged
+
+    return (LogObserver(),)
+
+
+def _keys_of_environment() -> tuple[Secret, ...]:
+    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
+    if not key:
+        raise KeyNotFound(("Client(api_keys=…)", "PENSTOCK_API_KEYS", "ANTHROPIC_API_KEY"))
+    return (Secret(key),)
+
+
+def _own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
+    # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
+    limits = httpx2.Limits(
+        max_connections=max(1000, settings.concurrency), max_keepalive_connections=max(100, settings.concurrency), keepalive_expiry=30.0
+    )
+    transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
+    options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
+    from penstock.observe.tracing import tracing_configured  # noqa: PLC0415 - asked when the client is made, not before
+
+    if not tracing_configured():
+        options["open_telemetry"] = False
+    return AsyncAnthropic(
+        api_key=_PLACEHOLDER, base_url=base_url, max_retries=0, middleware=chain.middleware, http_client=transport(limits=limits), **options
+    )
+
+
+def _warn_of_retries(sdk: AsyncAnthropic) -> None:
+    """Have copies that switch the SDK's own retries on warned about."""
+    copy = sdk.copy
+
+    def with_options(**options: Any) -> AsyncAnthropic:
+        if options.get("max_retries"):
+            warnings.warn(
+                "max_retries on a governed client adds a second retry loop; set retry=RetryOptions(max_attempts=…) on the Client instead",
+                UserWarning,
+                stacklevel=2,
+            )
+        return copy(**options)
+
+    sdk.copy = sdk.with_options = with_options  # type: ignore[method-assign]

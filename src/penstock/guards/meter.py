@@ -1,0 +1,275 @@
+"""The meter: what every attempt came to, added up.
+
+The rule here: it only adds. What a body tells is found by the scanner in `penstock.core.tap`; an attempt is added once,
+when it has ended, and however many there are, the totals take the same memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import anthropic
+
+from penstock.core.attempt import open_attempt
+from penstock.core.kind import RequestKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anthropic import APIRequest
+
+    from penstock.core.attempt import Attempt, CallNext, Response
+    from penstock.core.usage import Usage
+
+__all__ = ["DurationStatistics", "Durations", "Meter", "MeterStatistics", "ModelStatistics"]
+
+_MOST_MODELS: Final = 100
+_OTHER: Final = "other"
+_TOO_MANY_REQUESTS: Final = 429
+
+# From a tenth of a millisecond to over an hour in steps of 5 %, so that a percentile is off by 2.5 % at most.
+_SHORTEST_S: Final = 1e-4
+_STEP: Final = 1.05
+_LOG_STEP: Final = math.log(_STEP)
+_BUCKETS: Final = math.ceil(math.log(2 * 3600 / _SHORTEST_S) / _LOG_STEP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurationStatistics:
+    """How long something took, in seconds; all zero if it never happened.
+
+    Attributes:
+        count: How often it was measured.
+        mean_s: The exact mean.
+        p50_s: Half of them took at most so long, within 2.5 %.
+        p90_s: Nine of ten took at most so long.
+        p99_s: 99 of 100 took at most so long.
+    """
+
+    count: int = 0
+    mean_s: float = 0.0
+    p50_s: float = 0.0
+    p90_s: float = 0.0
+    p99_s: float = 0.0
+
+
+class Durations:
+    """Seconds, counted in buckets that grow by 5 %: any number of them in 3 kB, and the same percentiles in every run.
+
+    Example:
+        >>> durations = Durations()
+        >>> for seconds in (1.0, 2.0, 3.0):
+        ...     durations.add(seconds)
+        >>> durations.statistics().mean_s, round(durations.percentile(0.5), 1)
+        (2.0, 2.0)
+    """
+
+    __slots__ = ("_buckets", "_count", "_longest", "_shortest", "_sum")
+
+    def __init__(self) -> None:
+        self._buckets = [0] * _BUCKETS
+        self._count = 0
+        self._sum = 0.0
+        self._shortest = math.inf
+        self._longest = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Durations {self._count}, mean {self.statistics().mean_s:.3g} s>"
+
+    def add(self, seconds: float) -> None:
+        """Count one duration of `seconds`; one beyond all buckets goes into the first or the last."""
+        index = int(math.log(seconds / _SHORTEST_S) / _LOG_STEP) if seconds > _SHORTEST_S else 0
+        self._buckets[min(index, _BUCKETS - 1)] += 1
+        self._count += 1
+        self._sum += seconds
+        self._shortest = min(self._shortest, seconds)
+        self._longest = max(self._longest, seconds)
+
+    def include(self, other: Durations) -> None:
+        """Add everything that `other` counted."""
+        self._buckets = [mine + others for mine, others in zip(self._buckets, other._buckets, strict=True)]
+        self._count += other._count
+        self._sum += other._sum
+        self._shortest = min(self._shortest, other._shortest)
+        self._longest = max(self._longest, other._longest)
+
+    def percentile(self, share: float) -> float:
+        """Return the seconds that `share` (above 0, at most 1) of the durations did not exceed; 0 if there are none."""
+        rank, below = math.ceil(share * self._count), 0
+        for index, count in enumerate(self._buckets):
+            below += count
+            if count and below >= rank:
+                middle: float = _SHORTEST_S * _STEP ** (index + 0.5)
+                return min(max(middle, self._shortest), self._longest)
+        return 0.0
+
+    def statistics(self) -> DurationStatistics:
+        """Return mean and percentiles."""
+        if not self._count:
+            return DurationStatistics()
+        return DurationStatistics(
+            count=self._count,
+            mean_s=self._sum / self._count,
+            p50_s=self.percentile(0.5),
+            p90_s=self.percentile(0.9),
+            p99_s=self.percentile(0.99),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatistics:
+    """What the attempts for one model, or for all, came to.
+
+    Attributes:
+        attempts: Attempts that ended.
+        successes: Those that succeeded.
+        failures: The others, by kind of failure (`penstock.core.failure.FailureKind`).
+        rate_limited: Answers of 429 among them.
+        input_tokens: Input after the last cache breakpoint.
+        output_tokens: Generated, thinking included.
+        cache_read_tokens: Input read from the prompt cache.
+        cache_write_tokens: Input written to the prompt cache.
+        counted: Attempts whose tokens went into the sums.
+        estimated: Those of them that broke off or were cancelled, so that the API didn't report all they used.
+        latency: From sending to the end of the body, queue not included, failures included.
+        first_token: From sending to the first content of a stream.
+    """
+
+    attempts: int
+    successes: int
+    failures: Mapping[str, int]
+    rate_limited: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    counted: int
+    estimated: int
+    latency: DurationStatistics
+    first_token: DurationStatistics
+
+    @property
+    def estimated_share(self) -> float:
+        """The share of the counted attempts whose tokens are estimated, 0 to 1."""
+        return self.estimated / self.counted if self.counted else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterStatistics:
+    """What all attempts came to, together and by model; models beyond the first 100 are together under `other`."""
+
+    total: ModelStatistics
+    models: Mapping[str, ModelStatistics]
+
+
+class _Totals:
+    """The sums of one model."""
+
+    __slots__ = ("attempts", "first_token", "latency", "outcomes", "rate_limited", "tokens")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.rate_limited = 0
+        self.outcomes: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.latency = Durations()
+        self.first_token = Durations()
+
+    def add(self, attempt: Attempt, sent_at: float, now: float) -> None:
+        self.attempts += 1
+        self.rate_limited += attempt.status == _TOO_MANY_REQUESTS
+        if attempt.failure is not None:
+            self.outcomes[attempt.failure.kind.value] += 1
+        if attempt.usage is not None:
+            self._add_tokens(attempt.usage)
+        self.latency.add(now - sent_at)
+        if attempt.first_content_at is not None:
+            self.first_token.add(attempt.first_content_at - sent_at)
+
+    def _add_tokens(self, usage: Usage) -> None:
+        tokens = self.tokens
+        tokens["counted"] += 1
+        tokens["estimated"] += usage.estimated
+        tokens["input_tokens"] += usage.input_tokens
+        tokens["output_tokens"] += usage.output_tokens
+        tokens["cache_read_tokens"] += usage.cache_read_input_tokens
+        tokens["cache_write_tokens"] += usage.cache_creation_input_tokens
+
+    def include(self, other: _Totals) -> None:
+        self.attempts += other.attempts
+        self.rate_limited += other.rate_limited
+        self.outcomes.update(other.outcomes)
+        self.tokens.update(other.tokens)
+        self.latency.include(other.latency)
+        self.first_token.include(other.first_token)
+
+    def statistics(self) -> ModelStatistics:
+        return ModelStatistics(
+            attempts=self.attempts,
+            successes=self.attempts - self.outcomes.total(),
+            failures=MappingProxyType(dict(self.outcomes)),
+            rate_limited=self.rate_limited,
+            input_tokens=self.tokens["input_tokens"],
+            output_tokens=self.tokens["output_tokens"],
+            cache_read_tokens=self.tokens["cache_read_tokens"],
+            cache_write_tokens=self.tokens["cache_write_tokens"],
+            counted=self.tokens["counted"],
+            estimated=self.tokens["estimated"],
+            latency=self.latency.statistics(),
+            first_token=self.first_token.statistics(),
+        )
+
+
+class Meter(anthropic.Middleware):
+    """Adds up what every attempt for `/v1/messages` came to: outcomes, tokens, latency and time to first token.
+
+    It stands next to the transport, so that its times hold no waiting in line.
+
+    Example:
+        >>> meter = Meter()
+        >>> claude = anthropic.AsyncAnthropic(api_key="…", middleware=[meter])
+        >>> meter.statistics().total.attempts
+        0
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Totals] = {}
+
+    def __repr__(self) -> str:
+        attempts = sum(totals.attempts for totals in self._models.values())
+        return f"<Meter {attempts} attempts, {len(self._models)} models>"
+
+    def statistics(self) -> MeterStatistics:
+        """Return the sums so far; attempts under way are not in them."""
+        total = _Totals()
+        for totals in self._models.values():
+            total.include(totals)
+        models = {model: totals.statistics() for model, totals in self._models.items()}
+        return MeterStatistics(total=total.statistics(), models=MappingProxyType(models))
+
+    async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
+        """Send `request` on, and add its attempt to the sums when it has ended."""
+        with open_attempt(request) as attempt:
+            if attempt.call.kind is RequestKind.MESSAGES:
+                self._measure(attempt)
+            attempt.sent = True
+            return await attempt.send(request, call_next)
+
+    def _measure(self, attempt: Attempt) -> None:
+        # The loop's own clock: the garbage collector may end the attempt where no loop is running.
+        clock = asyncio.get_running_loop().time
+        sent_at, model = clock(), attempt.call.model
+        attempt.push(lambda attempt: self._totals_of(model).add(attempt, sent_at, clock()))
+
+    def _totals_of(self, model: str) -> _Totals:
+        totals = self._models.get(model)
+        if totals is None:
+            # Names come from callers, so that there may be any number of them.
+            name = model if len(self._models) < _MOST_MODELS else _OTHER
+            totals = self._models.setdefault(name, _Totals())
+        return totals
