@@ -1,5 +1,56 @@
-"""Govern the official `anthropic` SDK: the public names, and no logic."""
+"""Penstock governs the official `anthropic` SDK: one fair line for limits, retries, a circuit breaker, keys, fan-out, logs.
+
+Start with `Client`; the guards also work alone, as middleware of any `AsyncAnthropic`.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from penstock.admission.limits import Limits
+from penstock.batch.result import FanOutResult
+from penstock.client import Client, ClientStatistics
+from penstock.core.context import deadline, labels
+from penstock.errors import (
+    AdmissionTimeout,
+    CircuitOpen,
+    ClientClosed,
+    InvalidStream,
+    KeyNotFound,
+    NoKeyAvailable,
+    PenstockError,
+    QueueFull,
+    RequestExceedsQuota,
+    UnknownPrice,
+)
+from penstock.guards.admit import Admit
+from penstock.guards.breaker import BreakerOptions, CircuitBreaker
+from penstock.guards.meter import Meter
+from penstock.guards.record import Record
+from penstock.guards.retry import Retry, RetryOptions
+from penstock.settings import Settings
+
+__all__ = [
+    "Admit",
+    "AdmissionTimeout",
+    "BreakerOptions",
+    "CircuitBreaker",
+    "CircuitOpen",
+    "Client",
+    "ClientClosed",
+    "ClientStatistics",
+    "FanOutResult",
+    "InvalidStream",
+    "KeyNotFound",
+    "Limits",
+    "Meter",
+    "NoKeyAvailable",
+    "PenstockError",
+    "QueueFull",
+    "Record",
+    "RequestExceedsQuota",
+    "Retry",
+    "RetryOptions",
+    "Settings",
+    "UnknownPrice",
+    "deadline",
+    "labels",
+]

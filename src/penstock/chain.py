@@ -58,5 +58,5 @@ def build_chain(
         retry=Retry(settings.retry, observers=observers, rng=rng),
         breaker=CircuitBreaker(settings.breaker, observers=observers),
         admit=Admit(settings.admit, observers=observers, rng=rng),
-        meter=Meter(observers=observers),
+        meter=Meter(),
     )

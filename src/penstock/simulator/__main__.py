@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens-per-s", type=float, metavar="N", help="speed of generation (default: instantly)")
     add("--output-tokens", type=int, metavar="N", help="length of replies (default: a short summary)")
     add("--journal-size", type=int, default=10_000, metavar="N", help="requests remembered (default: %(default)s)")
+    add("--end-with-stdin", action="store_true", help="end when standard input does: for a server that is a child")
     return parser
 
 
@@ -94,12 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--port must be between 0 and 65535, not {options.port}")
     from penstock.simulator.server import run  # noqa: PLC0415 - needs an extra, wrong arguments don't
 
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, name="end-with-stdin", daemon=True).start()
     try:
         run(simulator, host=options.host, port=options.port, ready=_announce)
     except OSError as error:
         sys.stderr.write(f"cannot listen at {options.host}, port {options.port}: {error.strerror or error}\n")
         return 1
     return 0
+
+
+def _end_with_stdin() -> None:
+    """Wait until the parent closes our standard input, as it does by ending in whatever way; then stop as by Ctrl-C."""
+    # The descriptor, because a thread that reads from `sys.stdin` would hold its lock when the interpreter ends.
+    while os.read(0, 1024):
+        pass
+    signal.raise_signal(signal.SIGINT)
 
 
 def _announce(url: str) -> None:

@@ -37,7 +37,7 @@ class Clock:
 
     def wall(self, at: float) -> datetime:
         """The wall-clock time, in UTC, of the loop time `at`."""
-        origin = at if self._origin is None else self._origin
+        origin = self._last if self._origin is None else self._origin
         return self._started + timedelta(seconds=at - origin)
 
 

@@ -136,7 +136,11 @@ class Simulator:
         return self._counts.statistics(states)
 
     def organization(self, key: str) -> OrganizationState:
-        """What the organization of `key` has left."""
+        """What the organization of `key` has left.
+
+        Raises:
+            ValueError: the key is not one of `keys`.
+        """
         now = self._api.clock.now()
         return self._api.organization(self._api.organization_id(key), now).state(now)
 

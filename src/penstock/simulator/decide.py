@@ -18,7 +18,7 @@ from penstock.simulator.models import find_model, model_info, model_page
 from penstock.simulator.reply import compose, identifier
 from penstock.simulator.stream import event
 from penstock.simulator.tokens import count_input
-from penstock.simulator.wire import ApiError
+from penstock.simulator.wire import ApiError, is_object
 
 if TYPE_CHECKING:
     from penstock.simulator.clock import Clock
@@ -60,13 +60,12 @@ class Api:
     organizations: dict[str, Organization] = field(default_factory=dict[str, Organization])
 
     def organization_id(self, key: str) -> str:
-        """Whose key it is; raises the API's 401 where it is nobody's."""
+        """Whose key it is; raises `ValueError` where it is nobody's."""
         if self.keys is None:
             return str(uuid.UUID(bytes=hashlib.blake2b(key.encode(), digest_size=16).digest(), version=4))
-        found = self.keys.get(key)
-        if found is None:
-            raise ApiError(401, "authentication_error", "invalid x-api-key")
-        return found
+        if key not in self.keys:
+            raise ValueError("this key belongs to no organization")
+        return self.keys[key]
 
     def organization(self, identity: str, now: float) -> Organization:
         """The organization called `identity`."""
@@ -114,7 +113,10 @@ class Decision:
         validate.check_size(request)
         _check_route(request)
         self._entry.key = key = validate.find_key(request.headers)
-        self._entry.organization = self._api.organization_id(key)
+        try:
+            self._entry.organization = self._api.organization_id(key)
+        except ValueError:
+            raise ApiError(401, "authentication_error", "invalid x-api-key") from None
         version = validate.check_version(request.headers)
         if request.method == "GET":
             return self._models(request)
@@ -190,10 +192,13 @@ class Decision:
         quota.input_tokens.take(charged - given, self._now)
         self._entry.input_tokens = charged
         message = reply.message(identifier("msg", salt), model.id)
-        if not self._entry.stream:
-            return respond.plain_answer(message, reply, fault, self._headers, api.pace)
-        error = event(ApiError(200, "overloaded_error", "Overloaded").body(self._entry.request_id))
-        return respond.stream_answer(message, reply, fault, self._headers, api.pace, error=error)
+        if self._entry.stream:
+            error = event(ApiError(200, "overloaded_error", "Overloaded").body(self._entry.request_id))
+            found = respond.stream_answer(message, reply, fault, self._headers, api.pace, error=error)
+        else:
+            found = respond.plain_answer(message, reply, fault, self._headers, api.pace)
+        found.delay_s += fault.number("delay_s", 0) if fault else 0
+        return found
 
     def _draw(self) -> Fault | None:
         """The fault that hits this request, as the kind of request it is."""
@@ -231,7 +236,9 @@ def _check_route(request: Request) -> None:
 
 
 def _thinks(body: Json, model: Model, *, preference: bool | None) -> bool:
-    asked = body.get("thinking")
+    asked, choice = body.get("thinking"), body.get("tool_choice")
+    if is_object(choice) and choice["type"] in ("any", "tool"):
+        return False
     if asked is None:
         return preference is True and model.thinks
     return preference is not False and asked["type"] in ("adaptive", "enabled", "between_tools")

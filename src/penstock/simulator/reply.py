@@ -65,7 +65,7 @@ def _blocks(content: Content) -> tuple[Json, ...]:
         return ({"type": "text", "text": content},)
     blocks = [content] if is_object(content) else list(cast("Sequence[Json]", content))
     for block in blocks:
-        if not isinstance(block.get("type"), str):
+        if "type" not in block:
             raise ValueError(
                 "a scripted content block must be a dict with a 'type', such as {'type': 'text', 'text': 'Hi'}"
             )

@@ -46,12 +46,17 @@ def parse(request: Request) -> Json:
     """The body as a JSON object."""
     data = _decoded(request.body, request.headers.get("content-encoding", "identity").strip().lower())
     try:
-        body: object = json.loads(data)
+        body: object = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise invalid("The request body is not valid JSON") from None
     if not is_object(body):
         raise invalid("Input should be a valid dictionary")
     return body
+
+
+def _refuse(name: str) -> None:
+    """Python reads `NaN` and `Infinity`; JSON has neither."""
+    raise ValueError(name)
 
 
 def _decoded(data: bytes, encoding: str) -> bytes:

@@ -31,12 +31,14 @@ def check_tools(body: Json, model: Model) -> None:
     if "tools" not in body:
         return
     tools = checks.listed(body["tools"], "tools")
-    names: set[object] = set()
+    names: set[str] = set()
     for index, tool in enumerate(tools):
         _check_tool(checks.mapping(tool, f"tools.{index}"), f"tools.{index}", model)
-        if tool.get("name") in names:
+        if "name" not in tool:
+            continue
+        if checks.string(tool["name"], f"tools.{index}.name") in names:
             raise invalid("tools: Tool names must be unique.")
-        names.update({tool["name"]} if "name" in tool else ())
+        names.add(tool["name"])
     if sum(tool.get("strict") is True for tool in tools) > _MAX_STRICT:
         raise invalid(f"tools: at most {_MAX_STRICT} tools may be strict.")
 
