@@ -7,9 +7,9 @@ its spans off too, 1.25 × with the log line, and 0.80 × the SDK's default clie
 from __future__ import annotations
 
 import logging
-import os
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypedDict
+import tempfile
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
 import anthropic
 import anyio
@@ -21,7 +21,7 @@ import penstock
 from penstock.observe.logs import json_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from _harness import Ask, Measured
     from anthropic import APIRequest
@@ -59,13 +59,28 @@ class Nothing(Middleware):
         return await call_next(request)
 
 
+@contextmanager
+def request_log() -> Iterator[TextIO]:
+    """Write the request log to a file, as a service would; gives the file."""
+    logger = logging.getLogger("penstock")
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        handler = json_handler(file)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield file
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
 class Bench:
     """Clients against one server, each closed with it."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
         self._stack = stack
-        self.governed: list[penstock.Client] = []
+        self._governed: list[penstock.Client] = []
 
     async def bare(self, middleware: Sequence[Middleware] = (), path: str = "") -> AsyncAnthropic:
         """Make an SDK client with the transport and the OpenTelemetry setting that a `penstock.Client` has."""
@@ -89,15 +104,18 @@ class Bench:
         client = await self._stack.enter_async_context(
             penstock.Client(api_keys=[KEY], base_url=self.url + path, concurrency=STREAMS, log=log)
         )
-        self.governed.append(client)
+        self._governed.append(client)
         return client.sdk
 
-    def check(self) -> None:
-        """Stop unless every request was answered at once, and everything taken was given back."""
-        for client in self.governed:
+    def check(self, log: TextIO) -> None:
+        """Stop unless every request was answered at once, logged once where it should be, and gave everything back."""
+        for client in self._governed:
             seen = client.statistics()
             assert seen.calls.calls == seen.calls.successes == seen.attempts.total.attempts, seen
             assert seen.calls.in_flight == seen.admission.slots_used == sum(seen.admission.waiting.values()) == 0, seen
+        calls = sum(client.statistics().calls.calls for client in self._governed if client.settings.log)
+        log.seek(0)
+        assert sum('"call_ended"' in line for line in log) == calls
 
 
 def create(client: AsyncAnthropic) -> Ask:
@@ -191,7 +209,7 @@ async def streams(bench: Bench, burst: Effort, paced: Effort) -> None:
         against(f"`messages.stream`, {DELTAS} deltas, {title}", measured.values(), next(iter(measured.values())))
 
 
-def against(title: str, measured: Sequence[Measured], base: Measured) -> None:
+def against(title: str, measured: Iterable[Measured], base: Measured) -> None:
     """Print variants with their ratios to one of them."""
     rows = [[one.name, f"{one.us:.0f}", f"{one.ratio(base):.2f}", one.spread(base)] for one in measured]
     table(title, ("client", "CPU of a request, µs", "÷ bare", "rounds"), rows)
@@ -212,14 +230,16 @@ async def main(*, brief: bool) -> None:
     if brief:
         long = short = burst = {"rounds": 2, "requests": 60, "concurrency": CONCURRENCY, "warm_up": 24}
         paced = {"rounds": 1, "requests": 10, "concurrency": 10, "warm_up": 10}
-    with fast_server() as url:
+    with fast_server() as url, request_log() as log:
         async with AsyncExitStack() as stack:
             bench = Bench(url, stack)
             await targets(bench, long)
             await guards(bench, short)
             await gzipped(bench, short)
             await streams(bench, burst, paced)
-            bench.check()
+            for handler in logging.getLogger("penstock").handlers:
+                handler.flush()
+            bench.check(log)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Penstock governs the official `anthropic` SDK: one fair line for limits, retries, a circuit breaker, keys, fan-out, logs.
+"""Penstock governs the official `anthropic` SDK: one line for limits, retries, a breaker, keys, fan-out, logs.
 
 Start with `Client`; the guards also work alone, as middleware of any `AsyncAnthropic`.
 """
@@ -29,8 +29,8 @@ from penstock.guards.retry import Retry, RetryOptions
 from penstock.settings import Settings
 
 __all__ = [
-    "Admit",
     "AdmissionTimeout",
+    "Admit",
     "BreakerOptions",
     "CircuitBreaker",
     "CircuitOpen",

@@ -1,7 +1,8 @@
 """The door: one object that governs an SDK client and owns the lifetime of everything behind it.
 
-The rule here: the client wires parts together and does none of their work. Creating it does no I/O; whatever it starts runs in one supervised
-task, so that it may be entered and left in different tasks, and closing finishes even if the one who closes is cancelled.
+The rule here: the client wires parts together and does none of their work. Creating it does no I/O; whatever it starts
+runs in one supervised task, so that it may be entered and left in different tasks, and closing finishes even if the one
+who closes is cancelled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack, cast
 
 import anthropic
 import anyio
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import TracebackType
 
+    from anthropic import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle, AsyncAnthropicVertex
     from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
@@ -44,7 +46,10 @@ if TYPE_CHECKING:
     from penstock.guards.record import RecordStatistics
     from penstock.guards.retry import RetryStatistics
 
-__all__ = ["Client", "ClientStatistics"]
+__all__ = ["SDK", "Client", "ClientStatistics"]
+
+# Foundry's, AWS's and Google Cloud's clients are subclasses of the first.
+SDK: TypeAlias = "AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex"
 
 # How long what is left in the background may take once every call has ended, or been cancelled.
 _DRAIN_S = 5.0
@@ -77,8 +82,9 @@ class Client:
 
     Args:
         settings: Validated settings; read from the environment (`PENSTOCK_…`) if not given.
-        sdk: An SDK client to govern in place of our own: Bedrock, Vertex, Foundry, AWS, or one with an `http_client` of yours. A copy gets the
-            guards, after your own middleware; the original is neither changed nor closed. Its own credentials count as one key.
+        sdk: An SDK client to govern in place of our own: Bedrock, Vertex, Foundry, AWS, Google Cloud, or one with an
+            `http_client` of yours. A copy gets the guards, after your own middleware; the original is neither changed nor
+            closed. Its own credentials count as one key.
         observers: Functions that are told every event (`penstock.core.events`); synchronous, they must not block.
         **fields: Any field of `Settings` by name; wins over `settings`.
 
@@ -101,14 +107,23 @@ class Client:
         self,
         settings: Settings | None = None,
         *,
-        sdk: AsyncAnthropic | None = None,
+        sdk: SDK | None = None,
         observers: Iterable[Observer] = (),
         **fields: Unpack[SettingsFields],
     ) -> None:
-        self.settings = _settings(settings, sdk, dict(fields))
-        self._given_sdk = sdk
+        given = cast("dict[str, Any]", fields)
+        try:
+            self.settings = _settings(settings, sdk, given)
+        except ValueError:
+            # Some tracebacks show local variables; these may hold keys.
+            given.clear()
+            raise
+        self._given_sdk = cast("AsyncAnthropic | None", sdk)
         if sdk is not None and self.settings.api_keys and type(sdk) is not AsyncAnthropic:
-            raise TypeError(f"api_keys can't be used with {type(sdk).__name__}: it brings credentials of its own. Leave api_keys out.")
+            raise TypeError(
+                f"api_keys can't be used with {type(sdk).__name__}: it brings credentials of its own. "
+                "Leave api_keys out."
+            )
         if sdk is None:
             check_base_url(self._base_url, allow_http=self.settings.allow_http)
         self._observers = Observers((*_log_observers(self.settings), *observers))
@@ -200,26 +215,32 @@ class Client:
         """Ask many prompts at once: `async with` it, iterate over the results, leave early as you like.
 
         Args:
-            requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or async iterable, read
-                only as fast as items start.
+            requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or
+                async iterable, read only as fast as items start.
             model: For items that name none; the setting `model` by default.
             max_tokens: For items that name none; the setting `max_tokens` by default.
-            concurrency: Items started at once, 1 or more; the client's own `concurrency` by default, which bounds requests in any case.
+            concurrency: Items started at once, 1 or more; the client's own `concurrency` by default, which bounds
+                requests in any case.
             order: `"completed"`, or `"input"` to keep the order.
             fail_fast: Raise the first failure instead of giving it as a result.
             **params: Of `messages.create`, for every item; an item's own `params` win.
 
         Raises:
+            ClientClosed: The client is not open, or belongs to another event loop.
             ValueError: A bad `concurrency` or `order`.
             TypeError: `requests` is a single text, or can't be iterated over.
 
         Example:
             >>> async def main() -> None:
-            ...     async with Client() as claude, claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results:
+            ...     async with (
+            ...         Client() as claude,
+            ...         claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results,
+            ...     ):
             ...         print(sorted([result.custom_id async for result in results if result.ok]))
             >>> anyio.run(main)
             ['0', '1']
         """
+        self._gate()
         chosen = model or self.settings.model
         if chosen is not None:
             params["model"] = chosen
@@ -253,7 +274,12 @@ class Client:
     # Its life
 
     async def __aenter__(self) -> Self:
-        """Find the keys and start; from here on it belongs to this event loop."""
+        """Find the keys and start; from here on it belongs to this event loop.
+
+        Raises:
+            KeyNotFound: There is no key anywhere.
+            ClientClosed: It was entered before.
+        """
         if self._state != "not entered":
             raise ClientClosed(f"this client is {self._state}; make a new one")
         if self._given_sdk is None or self.settings.api_keys:
@@ -264,20 +290,30 @@ class Client:
                 self.sdk.api_key = keys[0].reveal()
         self._loop = asyncio.get_running_loop()
         started = anyio.Event()
-        # The one task that is not in a task group: entry and exit may happen in different tasks, which no task group allows.
+        # The one task that is in no task group: entry and exit may happen in different tasks, which no group allows.
         self._supervisor = self._loop.create_task(self._supervise(started), name="penstock-client")
         self._state = "open"
-        await started.wait()
+        try:
+            await started.wait()
+        except BaseException:
+            # Whoever is cancelled while entering never leaves.
+            self._end()
+            raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close it; an exception of the block leaves as it is."""
         await self.close()
 
     async def close(self) -> None:
-        """Refuse new calls, let those under way end for `close_timeout_s`, cancel the rest, and finish what is to be written.
+        """Refuse new calls, let those under way end for `close_timeout_s`, cancel the rest, and write what is left.
 
         Closing goes on in the background if the one who waits for it is cancelled. Closing again waits for the same end.
+
+        Raises:
+            ClientClosed: It is called in another event loop than the client's.
         """
         if self._state == "not entered":
             self._state = "closed"
@@ -285,9 +321,12 @@ class Client:
         if self._state == "closed" and self._finished.is_set():
             return
         self._check_loop()
+        self._end()
+        await self._finished.wait()
+
+    def _end(self) -> None:
         self._state = "closed"
         self._stop.set()
-        await self._finished.wait()
 
     async def _supervise(self, started: anyio.Event) -> None:
         try:
@@ -297,11 +336,14 @@ class Client:
                 await self._stop.wait()
                 await self._end_calls()
                 drained.set()
-            if self._given_sdk is None:
-                await self.sdk.close()
         finally:
             self._state = "closed"
-            self._finished.set()
+            try:
+                # Also when the event loop cancels all its tasks because it ends.
+                if self._given_sdk is None:
+                    await self.sdk.close()
+            finally:
+                self._finished.set()
 
     async def _end_calls(self) -> None:
         record = self._chain.record
@@ -318,11 +360,18 @@ class Client:
         self._check_loop()
 
     def _check_loop(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not _running_loop():
             raise ClientClosed("this client belongs to another event loop; make one client for each loop")
 
 
-def _settings(settings: Settings | None, sdk: AsyncAnthropic | None, fields: dict[str, Any]) -> Settings:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _settings(settings: Settings | None, sdk: SDK | None, fields: dict[str, Any]) -> Settings:
     if settings is not None:
         return Settings(**{**dict(settings), **fields}) if fields else settings
     if sdk is not None:
@@ -349,7 +398,9 @@ def _keys_of_environment() -> tuple[Secret, ...]:
 def _own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
     # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
     limits = httpx2.Limits(
-        max_connections=max(1000, settings.concurrency), max_keepalive_connections=max(100, settings.concurrency), keepalive_expiry=30.0
+        max_connections=max(1000, settings.concurrency),
+        max_keepalive_connections=max(100, settings.concurrency),
+        keepalive_expiry=30.0,
     )
     transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
     options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
@@ -358,21 +409,29 @@ def _own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
     if not tracing_configured():
         options["open_telemetry"] = False
     return AsyncAnthropic(
-        api_key=_PLACEHOLDER, base_url=base_url, max_retries=0, middleware=chain.middleware, http_client=transport(limits=limits), **options
+        api_key=_PLACEHOLDER,
+        base_url=base_url,
+        max_retries=0,
+        middleware=chain.middleware,
+        http_client=transport(limits=limits),
+        **options,
     )
 
 
 def _warn_of_retries(sdk: AsyncAnthropic) -> None:
-    """Have copies that switch the SDK's own retries on warned about."""
+    """Have copies, and copies of copies, that switch the SDK's own retries on warned about."""
     copy = sdk.copy
 
     def with_options(**options: Any) -> AsyncAnthropic:
         if options.get("max_retries"):
             warnings.warn(
-                "max_retries on a governed client adds a second retry loop; set retry=RetryOptions(max_attempts=…) on the Client instead",
+                "max_retries on a governed client adds a second retry loop; "
+                "set retry=RetryOptions(max_attempts=…) on the Client instead",
                 UserWarning,
                 stacklevel=2,
             )
-        return copy(**options)
+        copied = copy(**options)
+        _warn_of_retries(copied)
+        return copied
 
     sdk.copy = sdk.with_options = with_options  # type: ignore[method-assign]

@@ -1,8 +1,8 @@
 """Every error that penstock raises, under one root.
 
-The rule here: an error says in its message what happened and what to do about it, carries its data in attributes, pickles, and
-contains no prompt, completion or key. Errors of the API itself stay the SDK's own (`anthropic.APIStatusError` and its
-subclasses); nothing here replaces them.
+The rule here: an error says in its message what happened and what to do about it, carries its data in attributes,
+pickles, and contains no prompt, completion or key. Errors of the API itself stay the SDK's own
+(`anthropic.APIStatusError` and its subclasses); nothing here replaces them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class KeyNotFound(PenstockError):
 
     def __init__(self, places: tuple[str, ...]) -> None:
         super().__init__(
-            f"no API key found; looked at: {', '.join(places)}. Set one of them, or govern your own client with Client(sdk=…)."
+            f"no API key found; looked at: {', '.join(places)}. "
+            "Set one of them, or govern your own client with Client(sdk=…)."
         )
         self.places = places
 

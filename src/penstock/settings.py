@@ -1,18 +1,29 @@
 """One validated configuration: from arguments, `PENSTOCK_…` environment variables, or a TOML file.
 
-The rule here: frozen, checked when made, nothing accepted and ignored. A bad value names its field and what is allowed, and shows the value only
-where it can't be a secret. Nothing is read at import time.
+The rule here: frozen, checked when made, nothing accepted and ignored. A bad value names its field and what is allowed,
+and shows the value only where it can't be a secret. Nothing is read at import time.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import os
+import re
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from penstock.core.secret import Secret
 from penstock.guards.admit import AdmitOptions
@@ -20,34 +31,40 @@ from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from penstock.admission.keys import Balance
     from penstock.admission.limits import Limits
 
 __all__ = ["Settings", "SettingsFields", "check_base_url"]
 
-# Field names whose text values are choices or names, and may therefore be shown.
-_SHOWN = frozenset({"transport", "balance", "model"})
+# Fields whose values may be secrets, or hold one.
+_HIDDEN = frozenset({"api_keys", "base_url"})
+# No API key is as short as that; a longer text may be one that was given in the wrong place.
+_LONGEST_SHOWN = 16
+_PREFIX = "PENSTOCK_"
 
 
-def _as_secrets(value: object) -> object:
+def _as_secrets(value: object) -> tuple[Secret, ...]:
     """Take keys as a comma list, a sequence of text, or of `Secret`."""
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
+        value = [part for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple):
-        raise ValueError("must be API keys: a list of text, or one text with commas")  # noqa: TRY004 - pydantic turns ValueError into its own
-    secrets = []
-    for item in value:
-        if isinstance(item, Secret):
-            secrets.append(item)
-        elif isinstance(item, str) and item.strip().isascii() and item.strip().isprintable() and item.strip():
-            secrets.append(Secret(item.strip()))
-        else:
-            raise ValueError("must be API keys, each a text of printable ASCII characters that is not empty")
+        problem = "must be API keys: a list of text, or one text with commas"
+        raise ValueError(problem)  # noqa: TRY004 - pydantic makes a validation error of a ValueError only
+    secrets = tuple(_as_secret(item) for item in cast("Sequence[object]", value))
     if len(set(secrets)) < len(secrets):
         raise ValueError("must not hold the same API key twice")
-    return tuple(secrets)
+    return secrets
+
+
+def _as_secret(item: object) -> Secret:
+    if isinstance(item, Secret):
+        return item
+    text = item.strip() if isinstance(item, str) else ""
+    if not text or not text.isascii() or not text.isprintable():
+        raise ValueError("must be API keys, each a text of printable ASCII characters that is not empty")
+    return Secret(text)
 
 
 def check_base_url(url: str, *, allow_http: bool) -> str:
@@ -68,8 +85,13 @@ def check_base_url(url: str, *, allow_http: bool) -> str:
         raise ValueError("base_url must be an http(s) URL") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ValueError("base_url must be an http(s) URL")
+    if parsed.userinfo:
+        raise ValueError("base_url must hold no user or password, which would be sent in place of the API key")
     if parsed.scheme == "http" and not allow_http and not _is_loopback(parsed.host):
-        raise ValueError("base_url is plain http to another machine, which would show API keys on the network; use https, or set allow_http=True")
+        raise ValueError(
+            "base_url is plain http to another machine, which would show API keys on the network; "
+            "use https, or set allow_http=True"
+        )
     return url
 
 
@@ -83,16 +105,22 @@ def _is_loopback(host: str) -> bool:
 
 
 class Settings(AdmitOptions, BaseSettings):
-    """Everything a `Client` can be told. Each field can also be given to `Client` by name, or as `PENSTOCK_…` in the environment.
+    """Everything a `Client` can be told.
+
+    Each field can also be given to `Client` by name, or as `PENSTOCK_…` in the environment.
 
     Args:
-        api_keys: API keys; text with commas works. Empty: `ANTHROPIC_API_KEY` is looked at when the client is entered.
-        base_url: Of the API; the SDK's default (`ANTHROPIC_BASE_URL`, else the public API) if not given. Plain http only to this machine.
+        api_keys: API keys; text with commas works. Empty: `ANTHROPIC_API_KEY` is read when the client is entered.
+        base_url: Of the API; the SDK's default (`ANTHROPIC_BASE_URL`, else the public API) if not given. Plain http only
+            to this machine, and no user or password in it.
         allow_http: Allow plain http to other machines.
         transport: `"aiohttp"` (less CPU) or `"httpx2"`.
-        timeout_s: Seconds for each attempt; unset by default, because any value switches off the SDK's guard against long requests.
-        deadline_s: Seconds for each call, waits and attempts together; `None` for no bound. Items of a fan-out have none.
-        close_timeout_s: Seconds that calls under way may take when the client is closed, before they are cancelled.
+        timeout_s: Seconds for each attempt, more than 0; unset by default, because any value switches off the SDK's
+            guard against long requests.
+        deadline_s: Seconds for each call, waits and attempts together, more than 0; `None` for no bound. Items of a
+            fan-out have none.
+        close_timeout_s: Seconds that calls under way may take when the client is closed, before they are cancelled;
+            0 or more.
         model: For `fan_out` and `map`, where none is given.
         max_tokens: For `fan_out` and `map`, where none is given; 1 or more.
         retry: How often and when failed attempts are repeated.
@@ -108,18 +136,20 @@ class Settings(AdmitOptions, BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="PENSTOCK_",
+        env_prefix=_PREFIX,
+        env_ignore_empty=True,
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,
         allow_inf_nan=False,
+        title="Settings",
     )
 
     api_keys: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_as_secrets)] = ()
-    base_url: str | None = None
     allow_http: bool = False
+    base_url: str | None = None
     transport: Literal["aiohttp", "httpx2"] = "aiohttp"
     timeout_s: float | None = Field(default=None, gt=0)
     deadline_s: float | None = Field(default=600.0, gt=0)
@@ -130,21 +160,35 @@ class Settings(AdmitOptions, BaseSettings):
     breaker: BreakerOptions = BreakerOptions()
     log: bool = True
 
-    def __init__(self, **fields: Any) -> None:  # noqa: ANN401 - pydantic checks them
+    def __init__(self, **fields: Any) -> None:
         failed: ValidationError | None = None
         try:
             super().__init__(**fields)
+            _warn_of_unknown(type(self).model_fields)
         except ValidationError as error:
-            failed = error
+            failed = _without_secrets(error)
+        except SettingsError as error:
+            failed = _unreadable(error)
         if failed is not None:
-            # Raised out here, so that the original, which holds the input, is not its context.
-            raise _without_secrets(failed)
+            # Raised out here, so that the original, which holds the input, is not its context; and without the fields,
+            # because some tracebacks show local variables.
+            fields.clear()
+            raise failed
 
-    @model_validator(mode="after")
-    def _check_url(self) -> Settings:
-        if self.base_url is not None:
-            check_base_url(self.base_url, allow_http=self.allow_http)
-        return self
+    def __setattr__(self, name: str, value: object) -> None:
+        failed: ValidationError | None = None
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            failed = _without_secrets(error)
+        if failed is not None:
+            del value
+            raise failed
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return None if url is None else check_base_url(url, allow_http=bool(info.data.get("allow_http")))
 
     @property
     def admit(self) -> AdmitOptions:
@@ -173,33 +217,57 @@ class Settings(AdmitOptions, BaseSettings):
                 settings_cls: type[BaseSettings],
                 init_settings: PydanticBaseSettingsSource,
                 env_settings: PydanticBaseSettingsSource,
-                **_others: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
+                del dotenv_settings, file_secret_settings
                 return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
 
         return cls(**dict(FromFile()))
 
 
+def _warn_of_unknown(fields: Iterable[str]) -> None:
+    """Warn of variables that look like settings and are none: they may be misspelt, or some platform's own."""
+    known = {f"{_PREFIX}{name.upper()}" for name in fields}
+    for variable in os.environ:
+        name = variable.upper().partition("__")[0]
+        if name.startswith(_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            warnings.warn(f"{variable} is no setting of penstock and is ignored{hint}", UserWarning, stacklevel=4)
+
+
 def _without_secrets(error: ValidationError) -> ValidationError:
-    """Return the error with every input hidden that may hold a secret: keys, URLs, and whatever was given under an unknown name."""
-    lines = []
+    """Return the error with every input hidden that may hold a secret."""
+    lines: list[InitErrorDetails] = []
     for line in error.errors(include_url=False):
         shown = _may_show(line["type"], line["loc"], line["input"])
-        message = line["msg"].replace("{", "{{").replace("}", "}}")
-        lines.append(
-            InitErrorDetails(
-                type=PydanticCustomError(line["type"], message),  # type: ignore[arg-type]
-                loc=line["loc"],
-                input=line["input"] if shown else "***",
-            )
-        )
+        lines.append(_line(line["type"], line["msg"], line["loc"], line["input"] if shown else "***"))
     return ValidationError.from_exception_data(error.title, lines)
 
 
+def _unreadable(error: SettingsError) -> ValidationError:
+    """Return the error for a variable that holds no JSON where its field is made of parts."""
+    found = re.search(r'field "(\w+)"', str(error))
+    name = found.group(1) if found else "settings"
+    variable = f"{_PREFIX}{name.upper()}"
+    message = f"must be JSON, or one variable for each part: {variable}__…"
+    return ValidationError.from_exception_data("Settings", [_line("json_invalid", message, (name,), "***")])
+
+
+def _line(kind: str, message: str, place: tuple[int | str, ...], shown: object) -> InitErrorDetails:
+    custom = PydanticCustomError(kind, message)  # pyright: ignore[reportArgumentType]
+    return InitErrorDetails(type=custom, loc=place, input=shown)
+
+
 def _may_show(kind: str, place: tuple[int | str, ...], value: object) -> bool:
-    if kind == "extra_forbidden" or not place or place[0] in {"api_keys", "base_url"}:
+    if kind in {"extra_forbidden", "frozen_instance"} or not place or place[0] in _HIDDEN:
         return False
-    return value is None or isinstance(value, bool | int | float) or place[0] in _SHOWN
+    return (
+        value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and len(value) <= _LONGEST_SHOWN)
+    )
 
 
 class SettingsFields(TypedDict, total=False):

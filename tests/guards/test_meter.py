@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.core.events import Observers
 from penstock.guards.meter import Durations, Meter
 
 if TYPE_CHECKING:

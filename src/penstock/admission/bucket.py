@@ -1,7 +1,8 @@
 """A token bucket that can be given back to, corrected, and asked how long to wait.
 
-The rule here: nobody ever waits on a bucket. `aiolimiter.AsyncLimiter` keeps the level, on the event loop's clock; its own waiting serves the
-smallest amount first, so that large requests starve, and it knows no refund. The waiting line asks, takes, and sleeps instead.
+The rule here: nobody ever waits on a bucket. `aiolimiter.AsyncLimiter` keeps the level, on the event loop's clock; its
+own waiting serves the smallest amount first, so that large requests starve, and it knows no refund. The waiting line
+asks, takes, and sleeps instead.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ class TokenBucket(AsyncLimiter):
     def __init__(self, per_minute: float, *, capacity: float | None = None, name: str = "tokens") -> None:
         capacity = per_minute if capacity is None else capacity
         if not (0 < per_minute < math.inf and 0 < capacity < math.inf):
-            raise ValueError(f"a bucket of {name} needs a rate and a capacity above 0, not {per_minute!r} and {capacity!r}")
+            raise ValueError(
+                f"a bucket of {name} needs a rate and a capacity above 0, not {per_minute!r} and {capacity!r}"
+            )
         super().__init__(capacity, capacity * 60 / per_minute)
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<TokenBucket {self.name}: {self.capacity - self._level:.0f} of {self.capacity:.0f}, {self.per_minute:.0f} a minute>"
+        left = self.capacity - self._level
+        return f"<TokenBucket {self.name}: {left:.0f} of {self.capacity:.0f}, {self.per_minute:.0f} a minute>"
 
     @property
     def capacity(self) -> float:
@@ -66,17 +70,32 @@ class TokenBucket(AsyncLimiter):
         return self.max_rate - self._level
 
     def take(self, amount: float) -> None:
-        """Take `amount` now, into debt if need be: what has been used is used. Ask `seconds_until` first where that matters."""
+        """Take `amount` now, into debt if need be: what has been used is used.
+
+        Raises:
+            ValueError: `amount` is not a number from 0 up.
+        """
+        self._check(amount)
         self._leak()
         self._level += amount
 
     def refund(self, amount: float) -> None:
-        """Give `amount` back, up to a full bucket."""
+        """Give `amount` back, up to a full bucket.
+
+        Raises:
+            ValueError: `amount` is not a number from 0 up.
+        """
+        self._check(amount)
         self._leak()
         self._level = max(self._level - amount, 0.0)
 
     def seconds_until(self, amount: float) -> float:
-        """Return how long until `amount` can be taken: 0 for now, infinity for an amount that the bucket can never hold."""
+        """Return the seconds until `amount` can be taken: 0 for now, infinity for more than the bucket can ever hold.
+
+        Raises:
+            ValueError: `amount` is not a number from 0 up.
+        """
+        self._check(amount)
         if amount > self.max_rate:
             return math.inf
         self._leak()
@@ -89,18 +108,21 @@ class TokenBucket(AsyncLimiter):
     def sync(self, *, per_minute: float | None = None, remaining: float | None = None) -> None:
         """Correct the bucket by what the API says: a new rate at once, what remains only downward.
 
-        What remains is never corrected upward, because requests of ours that are under way may not be in the API's count yet.
+        What remains is never corrected upward, because the API's count may lack requests of ours that are under way.
+        Numbers that make no sense are ignored.
 
         Args:
             per_minute: The limit, above 0; the capacity follows it.
             remaining: What the API says is left.
         """
         self._leak()
-        if per_minute is not None and per_minute > 0 and not math.isclose(per_minute, self.per_minute):
-            used = self._level
+        if per_minute is not None and 0 < per_minute < math.inf and not math.isclose(per_minute, self.per_minute):
             self._rate_per_sec = per_minute / 60
             self.max_rate = per_minute
             self.time_period = 60
-            self._level = used
-        if remaining is not None:
+        if remaining is not None and math.isfinite(remaining):
             self._level = max(self._level, self.max_rate - remaining)
+
+    def _check(self, amount: float) -> None:
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"an amount of {self.name} must be a number from 0 up, not {amount!r}")

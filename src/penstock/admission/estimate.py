@@ -1,35 +1,37 @@
 """Guesses what a request will cost before it is sent, and learns from what each one did cost.
 
-The rule here: characters are counted, never copied. Both guesses are running means by model, recent answers weighing more, so that they follow
-the tokenizer and the task; `max_tokens` only bounds the output guess, because the API counts tokens really generated.
+The rule here: characters are counted, never copied. Both guesses are running means by model, recent answers weighing
+more, so that they follow the tokenizer and the task; `max_tokens` only bounds the output guess, because the API counts
+tokens really generated.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from penstock.admission.limits import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from penstock.core.usage import Usage
 
 __all__ = ["Estimator", "characters_of"]
 
-# Where nothing has been learned yet: the newer tokenizers make about a third more tokens than the classic four characters each.
+# Where nothing has been learned yet: newer tokenizers make about a third more tokens than one for four characters.
 _CHARACTERS_PER_TOKEN = 3.2
 _OUTPUT_TOKENS = 500.0
 _PRIOR_TOKENS = 100.0
 _MEMORY = 0.9
 _MOST_MODELS = 1000
-# An image is counted by its area; 1,600 tokens is about what the largest standard-tier image costs (`ceil(w/28) * ceil(h/28)` <= 1,568).
+# An image is counted by its area; 1,600 tokens is about what the largest standard-tier image costs
+# (`ceil(w/28) * ceil(h/28)` <= 1,568).
 _IMAGE_CHARACTERS = 1600 * _CHARACTERS_PER_TOKEN
 
 
 def characters_of(body: object) -> float:
-    """Return the number of characters of all text in a request body; images count as what they cost, not as their encoding.
+    """Return the number of characters of all text in a request body; images count as what they cost, not as encoded.
 
     Example:
         >>> characters_of({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5})
@@ -42,12 +44,13 @@ def characters_of(body: object) -> float:
         if isinstance(item, str):
             total += len(item)
         elif isinstance(item, dict):
-            if item.get("type") == "base64":
+            fields = cast("dict[str, object]", item)
+            if fields.get("type") == "base64":
                 total += _IMAGE_CHARACTERS
             else:
-                stack.extend(item.values())
+                stack.extend(fields.values())
         elif isinstance(item, list | tuple):
-            stack.extend(item)
+            stack.extend(cast("Sequence[object]", item))
     return total
 
 
@@ -76,7 +79,9 @@ class Estimator:
     """Learns what requests of each model cost.
 
     Example:
-        >>> Estimator().cost("claude-haiku-5-5", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100}).output_tokens
+        >>> Estimator().cost(
+        ...     "claude-haiku-5-5", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100}
+        ... ).output_tokens
         100.0
     """
 

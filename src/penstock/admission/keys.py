@@ -1,7 +1,8 @@
 """The pool of API keys, and the quotas that they spend from.
 
-The rule here: a key's quota is recognised by the headers of its answers; until then each key counts as a quota of its own. A 401 quarantines the
-key, a spend cap its quota; one request at a time probes whether that still holds. Nothing here waits.
+The rule here: a key's quota is recognised by the headers of its answers; until then each key counts as a quota of its
+own. A 401 quarantines the key, a spend cap its quota; one request at a time probes whether that still holds. Nothing
+here waits.
 """
 
 from __future__ import annotations
@@ -85,7 +86,12 @@ class KeyPool:
     """
 
     def __init__(
-        self, secrets: Sequence[Secret | None], *, configured: Callable[[str], Limits], balance: Balance, rng: random.Random
+        self,
+        secrets: Sequence[Secret | None],
+        *,
+        configured: Callable[[str], Limits],
+        balance: Balance,
+        rng: random.Random,
     ) -> None:
         self._configured = configured
         self._balance = balance
@@ -93,7 +99,7 @@ class KeyPool:
         self._next = 0
         self.quotas: dict[str, Quota] = {}
         self.keys: list[Key] = []
-        for secret in secrets:
+        for secret in dict.fromkeys(secrets):
             name = secret.name if secret is not None else "sdk"
             self.keys.append(Key(secret, self._quota(name)))
 
@@ -113,8 +119,12 @@ class KeyPool:
             RequestExceedsQuota: No usable key's quota can ever hold the cost.
         """
         usable = [key for key in self._in_order() if key.may_use(now=now)]
-        if not usable:
-            return Choice(None, min((key.again_in_s(now=now) for key in self.keys), default=math.inf), quarantined=True)
+        if len(usable) < len(self.keys):
+            probe_s = min(key.again_in_s(now=now) for key in self.keys if not key.may_use(now=now))
+            if not usable:
+                return Choice(None, probe_s, quarantined=True)
+        else:
+            probe_s = math.inf
         shortest = math.inf
         cooling = False
         for key in usable:
@@ -123,13 +133,14 @@ class KeyPool:
             if wait == 0.0:
                 return Choice(key)
             if wait < shortest:
-                shortest, cooling = wait, allowance.cooling_until > now
+                shortest, cooling = wait, allowance.cooling_until - now >= wait
         if shortest == math.inf:
             self._too_large(usable, model_class, cost)
-        return Choice(None, shortest, cooling=cooling)
+        # A key to be probed sooner than the others are free may turn out to work.
+        return Choice(None, min(shortest, probe_s), cooling=cooling and shortest <= probe_s)
 
     def _in_order(self) -> list[Key]:
-        if len(self.keys) < 2:  # noqa: PLR2004 - one key needs no order
+        if len(self.keys) < 2:
             return self.keys
         if self._balance == "random":
             return self._rng.sample(self.keys, len(self.keys))
@@ -165,6 +176,8 @@ class KeyPool:
         key.quota = self._quota(quota_id)
         if all(other.quota is not before for other in self.keys):
             del self.quotas[before.name]
+            for model_class, allowance in before.classes.items():
+                key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
         return True
 
     def others(self, key: Key, *, now: float) -> bool:

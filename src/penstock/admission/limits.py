@@ -1,6 +1,7 @@
 """How much may be spent, as configured and as response headers tell it, and what one request costs.
 
-The rule here: plain values. Limits hold for each quota and model class; what is configured is an upper bound, what the API says wins below it.
+The rule here: plain values. Limits hold for each quota and model class; what is configured is an upper bound, what the
+API says wins below it.
 """
 
 from __future__ import annotations
@@ -124,7 +125,12 @@ class LimitHeaders:
             number = _number(value)
             if number is not None:
                 (limits if is_limit else remaining)[bucket] = number
-        return cls(_text(found.get(b"anthropic-organization-id")), _text(found.get(b"anthropic-workspace-id")), limits, remaining)
+        return cls(
+            _text(found.get(b"anthropic-organization-id")),
+            _text(found.get(b"anthropic-workspace-id")),
+            limits,
+            remaining,
+        )
 
 
 _PREFIX = b"anthropic-workspace-id"

@@ -1,7 +1,8 @@
 """The waiting line: lets requests in, first come first served, each with everything it needs or nothing at all.
 
-The rule here: nothing is held while waiting for something else. A request at the front takes its slot, its key and its share of every bucket in
-one synchronous step; the line sleeps until the earliest moment at which the front can be let in, and is woken by every give-back. No polling.
+The rule here: nothing is held while waiting for something else. A request at the front takes its slot, its key and its
+share of every bucket in one synchronous step; the line sleeps until the earliest moment at which the front can be let
+in, and is woken by every give-back. No polling.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class _Waiter:
     deadline: float
     arrived: float
     granted: asyncio.Future[Grant]
+    in_line: bool = True
 
 
 class Line:
@@ -98,7 +100,9 @@ class Line:
     def lengths(self) -> dict[str, int]:
         """Return how many wait, by model class."""
         return {
-            model_class: sum(not waiter.granted.done() for _, _, waiter in queue) for model_class, queue in self._queues.items() if queue
+            model_class: sum(not waiter.granted.done() for _, _, waiter in queue)
+            for model_class, queue in self._queues.items()
+            if queue
         }
 
     def next_place(self) -> int:
@@ -121,15 +125,18 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        queue = self._queues.setdefault(model_class, [])
-        if not queue and self._slots.free:
-            choice = self._pool.choose(model_class, cost, now=now)
-            if choice.key is not None:
-                return self._grant(choice.key, model_class, cost, now=now)
+        choice = self._pool.choose(model_class, cost, now=now)
+        if choice.key is None:
             self._refuse_hopeless(choice, deadline - now)
+        elif self._slots.free and not self._queues.get(model_class):
+            return self._grant(choice.key, model_class, cost, now=now)
         if self._max_queued is not None and self.waiting >= self._max_queued:
-            raise QueueFull(f"{self.waiting} requests are waiting already (max_queued={self._max_queued}). Send less at once, or raise it.")
+            raise QueueFull(
+                f"{self.waiting} requests are waiting already (max_queued={self._max_queued}). "
+                "Send less at once, or raise it."
+            )
         waiter = _Waiter(model_class, cost, deadline, now, loop.create_future())
+        queue = self._queues.setdefault(model_class, [])
         heapq.heappush(queue, (place, next(self._arrivals), waiter))
         self.waiting += 1
         if self._timer is None or queue[0][2] is waiter:
@@ -144,19 +151,20 @@ class Line:
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Leave no trace of a waiter whose task was cancelled, be it let in already or not."""
-        if waiter.granted.cancel():
+        if waiter.in_line:
+            waiter.in_line = False
             self.waiting -= 1
             self._forget_gone(waiter.model_class)
-        elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
+        elif waiter.granted.exception() is None:
             grant = waiter.granted.result()
             grant.allowance.settle(grant.cost, type(grant.cost)(0, 0, 0))
-            self.leave(grant, told=False)
+            self.leave(grant)
         self.wake()
 
     def _forget_gone(self, model_class: str) -> None:
-        """Drop cancelled waiters once they are the greater part, so that they cost amortised constant time and space."""
-        queue = self._queues[model_class]
-        if len(queue) > 2 * self.waiting + 16:
+        """Drop cancelled waiters once they are the greater part: each costs constant time and space, amortised."""
+        queue = self._queues.get(model_class)
+        if queue is not None and len(queue) > 2 * self.waiting + 16:
             queue[:] = [entry for entry in queue if not entry[2].granted.done()]
             heapq.heapify(queue)
 
@@ -166,10 +174,10 @@ class Line:
         self._slots.used += 1
         return Grant(key, allowance, cost, self._pool.use(key))
 
-    def leave(self, grant: Grant, *, told: bool = True) -> None:
-        """Give the slot back; `told` is whether the answer, if any, told something about a probed key."""
+    def leave(self, grant: Grant) -> None:
+        """Give the slot back; after a probe whose answer told nothing of the key, the next request may probe it."""
         self._slots.used -= 1
-        if grant.probe and not told:
+        if grant.probe:
             now = asyncio.get_running_loop().time()
             grant.key.quarantine.probe_told_nothing(now=now)
             grant.key.quota.quarantine.probe_told_nothing(now=now)
@@ -180,6 +188,7 @@ class Line:
             self._timer.cancel()
             self._timer = None
         if not self.waiting:
+            self._queues.clear()
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -196,14 +205,13 @@ class Line:
             self._timer = loop.call_at(now + earliest, self.wake)
 
     def _admit_front(self, model_class: str, now: float) -> float | None:
-        """Let in the first of a line; return `None` if that was done, else how long to wait (infinity if nobody is there)."""
-        queue = self._queues[model_class]
+        """Let in the first of a line; return `None` if done, else how long to wait (infinity if nobody is there)."""
+        queue = self._queues.get(model_class, [])
         while queue and queue[0][2].granted.done():
             heapq.heappop(queue)
         if not queue:
-            del self._queues[model_class]
-            return math.inf
-        if not self._slots.free:
+            self._queues.pop(model_class, None)
+        if not queue or not self._slots.free:
             return math.inf
         waiter = queue[0][2]
         try:
@@ -217,7 +225,10 @@ class Line:
         else:
             waiter.granted.set_result(grant)
         heapq.heappop(queue)
+        waiter.in_line = False
         self.waiting -= 1
+        # Behind the other lines, or the oldest line would take every slot while it has anybody waiting.
+        self._queues[model_class] = self._queues.pop(model_class)
         return None
 
     @staticmethod
@@ -232,6 +243,7 @@ class Line:
             )
         if choice.cooling and choice.wait_s > left_s:
             raise NoKeyAvailable(
-                f"every quota is rate limited for another {choice.wait_s:.0f} s, longer than the {max(left_s, 0):.0f} s left to the deadline.",
+                f"every quota is rate limited for another {choice.wait_s:.0f} s, "
+                f"longer than the {max(left_s, 0):.0f} s left to the deadline.",
                 retry_after_s=again,
             )

@@ -1,7 +1,7 @@
 """What one organization or workspace may spend, for each model class.
 
-The rule here: synchronous decisions on the event loop's time. A cost is taken from all buckets or from none; what was taken is settled with
-what was really used, once.
+The rule here: synchronous decisions on the event loop's time. A cost is taken from all buckets or from none; what was
+taken is settled with what was really used, once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Quarantine:
         return self.until is not None
 
     def begin(self, *, now: float) -> None:
-        """Begin it, or after a failed probe begin it again for twice as long; while it holds, a late failure changes nothing."""
+        """Begin it, or after a failed probe again for twice as long; a late failure changes nothing."""
         if self.until is None:
             self._interval_s = _FIRST_PROBE_S
         elif self._probing:
@@ -118,7 +118,7 @@ class ClassQuota:
         in_flight: Requests under way.
     """
 
-    __slots__ = ("_configured", "_first_at", "_taught", "buckets", "cooling_until", "in_flight")
+    __slots__ = ("_configured", "_first_at", "_reserved", "_taught", "buckets", "cooling_until", "in_flight")
 
     def __init__(self, configured: Limits) -> None:
         self._configured = {
@@ -126,9 +126,12 @@ class ClassQuota:
             "input_tokens": configured.input_tokens_per_minute,
             "output_tokens": configured.output_tokens_per_minute,
         }
-        self.buckets = {name: TokenBucket(limit, name=name) for name, limit in self._configured.items() if limit is not None}
+        self.buckets = {
+            name: TokenBucket(limit, name=name) for name, limit in self._configured.items() if limit is not None
+        }
         self.cooling_until = 0.0
         self.in_flight = 0
+        self._reserved = dict.fromkeys(Cost.NAMES, 0.0)
         self._taught = bool(self.buckets)
         self._first_at: float | None = None
 
@@ -147,7 +150,7 @@ class ClassQuota:
                 raise RequestExceedsQuota(name, needed=needed, capacity=bucket.capacity)
 
     def _needed(self, name: str, cost: Cost) -> float:
-        """How much must be there. A guess of output beyond a full bucket waits for a full bucket: only the answer can tell."""
+        """How much must be there. Of output no more than a full bucket: it is a guess, and only the answer can tell."""
         needed: float = getattr(cost, name)
         return min(needed, self.buckets[name].capacity) if name == "output_tokens" else needed
 
@@ -170,17 +173,25 @@ class ClassQuota:
         if self._first_at is None:
             self._first_at = now
         self.in_flight += 1
-        for name, bucket in self.buckets.items():
-            bucket.take(getattr(cost, name))
+        for name in Cost.NAMES:
+            amount: float = getattr(cost, name)
+            self._reserved[name] += amount
+            if (bucket := self.buckets.get(name)) is not None:
+                bucket.take(amount)
 
     def settle(self, taken: Cost, used: Cost) -> None:
         """Replace what was taken by what was used."""
         self.in_flight -= 1
-        for name, bucket in self.buckets.items():
-            difference: float = getattr(used, name) - getattr(taken, name)
+        for name in Cost.NAMES:
+            amount: float = getattr(taken, name)
+            difference: float = getattr(used, name) - amount
+            self._reserved[name] -= amount
+            bucket = self.buckets.get(name)
+            if bucket is None or difference == 0:
+                continue
             if difference > 0:
                 bucket.take(difference)
-            elif difference < 0:
+            else:
                 bucket.refund(-difference)
 
     def cool_down(self, *, until: float) -> bool:
@@ -198,6 +209,8 @@ class ClassQuota:
             bucket = self.buckets.get(name)
             if limit is not None and bucket is None:
                 bucket = self.buckets[name] = TokenBucket(limit, name=name)
+                # What is under way was taken before there was a bucket, and will be settled with it.
+                bucket.take(max(self._reserved[name], 0.0))
                 changed = True
             if bucket is None:
                 continue

@@ -1,11 +1,13 @@
 """Fan-out: many prompts at once, results as they come.
 
-The rule here: input is read only as fast as items start, and items start only as fast as results are taken, so that memory depends on the
-concurrency and never on the length of the input. A failed request is a result; an exception of the caller's own leaves as itself.
+The rule here: input is read only as fast as items start, and items start only as fast as results are taken, so that
+memory depends on the concurrency and never on the length of the input. A failed request is a result; an exception of the
+caller's own leaves as itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, get_args
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from anthropic import AsyncAnthropic
+    from anthropic.types import Message
     from anyio.abc import TaskGroup
 
 __all__ = ["FanOut", "Order", "Request"]
@@ -34,7 +37,8 @@ class FanOut:
 
     Args:
         sdk: The client that sends them, governed or not.
-        requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or async iterable, read lazily.
+        requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or async
+            iterable, read lazily.
         concurrency: Items started at once, 1 or more.
         order: `"completed"`, or `"input"` to keep the order; that holds back at most `concurrency` results.
         fail_fast: Raise the first failure instead of giving it as a result.
@@ -61,9 +65,13 @@ class FanOut:
         fail_fast: bool = False,
         **params: Any,
     ) -> None:
-        if isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable | AsyncIterable):
-            raise TypeError("requests must be an iterable or async iterable of prompts or requests; for one prompt give [prompt]")
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        given: object = requests
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable | AsyncIterable):
+            raise TypeError(
+                "requests must be an iterable or async iterable of prompts or requests; for one prompt give [prompt]"
+            )
+        number: object = concurrency
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
         if order not in get_args(Order):
             raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
@@ -76,8 +84,8 @@ class FanOut:
         self._fail_fast = fail_fast
         self._params = params
         self._reading = anyio.Lock()
-        # Started and not yet delivered; in input order all but the one waited for may be held back.
-        self._room = anyio.Semaphore(concurrency + 1 if order == "input" else 2 * concurrency)
+        # How many may have started and not be delivered; in input order all of them may have to be held back.
+        self._room = anyio.Semaphore(concurrency if order == "input" else 2 * concurrency)
         self._send, self._receive = anyio.create_memory_object_stream[FanOutResult](concurrency)
         self._group: TaskGroup | None = None
         self._workers = 0
@@ -99,7 +107,9 @@ class FanOut:
         self._add_worker()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Cancel what is still under way; an exception of the block leaves as it is."""
         group = self._group
         if group is None:
@@ -139,13 +149,11 @@ class FanOut:
         return result
 
     async def _take(self) -> FanOutResult:
-        try:
+        with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
             return await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            if self._input_error is not None:
-                error, self._input_error = self._input_error, None
-                raise error from None
-            raise StopAsyncIteration from None
+        error, self._input_error = self._input_error, None
+        # Raised out here, so that the input's error keeps its own cause and context.
+        raise StopAsyncIteration if error is None else error
 
     # Workers
 
@@ -194,9 +202,9 @@ class FanOut:
         try:
             if isinstance(request, Mapping) and isinstance(given := request.get("custom_id"), str):
                 custom_id = given
-            params = {**self._params, **_params_of(index, request)}
+            params: dict[str, Any] = {**self._params, **_params_of(index, request)}
             with labels(priority=_priority()), patience(_PATIENCE):
-                message = await self._sdk.messages.create(**params)
+                message = cast("Message", await self._sdk.messages.create(**params))
         except Exception as error:  # noqa: BLE001 - the failure is the result
             return FanOutResult(custom_id=custom_id, index=index, error=error)
         return FanOutResult(custom_id=custom_id, index=index, message=message)
@@ -207,17 +215,21 @@ def _priority() -> Priority:
     return cast("Priority", current_labels().get("priority", "batch"))
 
 
-def _params_of(index: int, request: Request) -> Mapping[str, Any]:
+def _params_of(index: int, request: object) -> Mapping[str, Any]:
     """Return what an item asks for, or say what is wrong with it."""
     if isinstance(request, str):
         return {"messages": [{"role": "user", "content": request}]}
     if not isinstance(request, Mapping):
-        raise TypeError(f"item {index} must be a prompt or a mapping with custom_id and params, not {type(request).__name__}")
-    custom_id, params = request.get("custom_id"), request.get("params")
+        raise TypeError(
+            f"item {index} must be a prompt or a mapping with custom_id and params, not {type(request).__name__}"
+        )
+    item = cast("Mapping[str, object]", request)
+    custom_id, params = item.get("custom_id"), item.get("params")
     if not isinstance(custom_id, str) or not custom_id:
         raise ValueError(f"item {index} has no custom_id: give it a text that names it")
     if not isinstance(params, Mapping):
         raise TypeError(f"item {index} has no params: give it those of messages.create")
-    if params.get("stream"):
+    wanted = cast("Mapping[str, Any]", params)
+    if wanted.get("stream"):
         raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
-    return params
+    return wanted

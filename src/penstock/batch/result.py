@@ -6,7 +6,7 @@ The rule here: a failure is a result like any other, and both write out as the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anthropic
 
@@ -51,6 +51,6 @@ class FanOutResult:
 def _error_body(error: Exception | None) -> object:
     """Return the API's own error body where there is one, else one of the same shape."""
     if isinstance(error, anthropic.APIStatusError) and isinstance(error.body, dict):
-        return error.body
+        return cast("dict[str, object]", error.body)
     kind = "timeout_error" if isinstance(error, anthropic.APITimeoutError) else "api_error"
     return {"type": "error", "error": {"type": kind, "message": f"{type(error).__name__}: {error}"}}

@@ -1,7 +1,8 @@
 """An attempt: one HTTP request of a call, and what must be given back when it is over.
 
-The rule here: whoever takes something pushes its give-back, a plain function that never awaits. Give-backs run last-in-first-out, exactly
-once, when the answer's body has ended, however it ended; one that raises is reported and stops none of the others.
+The rule here: whoever takes something pushes its give-back, a plain function that never awaits. Give-backs run
+last-in-first-out, exactly once, when the answer's body has ended, however it ended; one that raises is reported and
+stops none of the others.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Attempt:
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"
-        return f"<Attempt {self.number} of {self.call.id}, {state}, status={self.status}, failure={self.failure and self.failure.kind.value}>"
+        failure = self.failure and self.failure.kind.value
+        return f"<Attempt {self.number} of {self.call.id}, {state}, status={self.status}, failure={failure}>"
 
     @property
     def ok(self) -> bool:
@@ -117,14 +119,16 @@ class Attempt:
         return self.sent and (self.failure is None or self.failure.may_be_billed)
 
     def push(self, give_back: GiveBack) -> None:
-        """Have `give_back` called with this attempt when it ends."""
+        """Have `give_back` called with this attempt when it ends; at once if it has ended."""
         self._give_backs.append(give_back)
+        if self.ended:
+            self._give_all_back()
 
     async def send(self, request: APIRequest, call_next: CallNext) -> Response:
         """Run the rest of the chain, note how it went, and watch the body of the answer.
 
-        Every guard calls this instead of `call_next`; the innermost one does the work and the others find it done. The guards next to the
-        transport set `sent` first.
+        Every guard calls this instead of `call_next`; the innermost one does the work and the others find it done. The
+        guards next to the transport set `sent` first.
         """
         try:
             response = await call_next(request)
@@ -160,10 +164,14 @@ class Attempt:
     async def _note_error(self, http: httpx2.Response) -> None:
         try:
             await http.aread()
-        except httpx2.TransportError:
-            # The body broke off, but the status is known, and says enough.
+        except (httpx2.RequestError, httpx2.StreamError):
+            # The body broke off or is nonsense, but the status is known, and says enough.
             await http.aclose()
-        self.failure = failure_of_response(http)
+        except BaseException:
+            self.call.put(http.aclose)
+            raise
+        finally:
+            self.failure = failure_of_response(http)
 
     def note_exception(self, error: BaseException) -> None:
         """Note what was raised, unless a failure is known already.
@@ -191,15 +199,22 @@ class Attempt:
         if self.ended:
             return
         self.ended = True
-        if self.may_be_billed and self.call.kind is RequestKind.MESSAGES and (self.failure is not None or self.usage is None):
+        if (
+            self.may_be_billed
+            and self.call.kind is RequestKind.MESSAGES
+            and (self.failure is not None or self.usage is None)
+        ):
             self.usage = replace(self.usage or Usage(), estimated=True)
+        self._give_all_back()
+        self.call.attempt_ended(self)
+
+    def _give_all_back(self) -> None:
         while self._give_backs:
             give_back = self._give_backs.pop()
             try:
                 give_back(self)
             except Exception as error:  # noqa: BLE001 - reported; the others must still run
                 self.call.observers.emit(GiveBackFailed(call_id=self.call.id, error_type=type(error).__name__))
-        self.call.attempt_ended(self)
 
 
 class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(request) as attempt:`
@@ -227,12 +242,17 @@ class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(requ
         self._attempt = attempt
         return attempt
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         attempt = self._attempt
         if self._own and attempt is not None:
             if error is not None:
                 attempt.note_exception(error)
                 attempt.end()
+                if attempt.tap is not None:
+                    # Whoever raised has left the answer behind.
+                    attempt.call.put(attempt.tap.aclose)
             elif attempt.tap is None or attempt.failure is not None:
                 attempt.end()
         return self._call.__exit__(kind, error, trace)

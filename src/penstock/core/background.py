@@ -1,7 +1,7 @@
 """Work that outlives the call that caused it: closing bodies, reading on, writing out.
 
-The rule here: `put` is synchronous, because give-backs are; the work itself runs in the one supervised task of a client, and its errors
-become events and never reach a caller.
+The rule here: `put` is synchronous, because give-backs are; the work itself runs in the one supervised task of a
+client, and its errors become events and never reach a caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """A task group that a client keeps in a task of its own, so that the client may be entered and left in different tasks.
+    """A task group that a client keeps in a task of its own, so that different tasks may enter and leave the client.
 
     Args:
         observers: Told of work that raised.
@@ -50,8 +50,10 @@ class Background:
             self._group = group
             self._loop = asyncio.get_running_loop()
             started.set()
-            await stop.wait()
-            self._group = None
+            try:
+                await stop.wait()
+            finally:
+                self._group = None
             group.cancel_scope.deadline = anyio.current_time() + grace_s
 
     def put(self, work: Callable[[], Awaitable[object]]) -> bool:
@@ -68,12 +70,17 @@ class Background:
         except RuntimeError:
             here = False
         if here:
-            self._start(group, work)
+            self._start(work)
         else:
-            loop.call_soon_threadsafe(self._start, group, work)
+            loop.call_soon_threadsafe(self._start, work)
         return True
 
-    def _start(self, group: TaskGroup, work: Callable[[], Awaitable[object]]) -> None:
+    def _start(self, work: Callable[[], Awaitable[object]]) -> None:
+        group = self._group
+        if group is None:
+            # It stopped before the loop came round to what another thread had put.
+            self._observers.emit(BackgroundFailed(error_type="ClientClosed"))
+            return
         self._pending += 1
         group.start_soon(self._do, work)
 

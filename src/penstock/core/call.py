@@ -1,7 +1,8 @@
-"""A call: everything that one method of the SDK client sets off, all its attempts and waits, until its last body has ended.
+"""A call: all that one method of the SDK client sets off, its attempts and waits, until its last body has ended.
 
-The rule here: a call is opened by the first guard that it meets, lives in a `ContextVar` while the chain runs, and is held by reference by
-what outlives the chain. It ends exactly once, after its last attempt. One cancel scope bounds it: by its deadline, and by the client's close.
+The rule here: a call is opened by the first guard that it meets, lives in a `ContextVar` while the chain runs, and is
+held by reference by what outlives the chain. It ends exactly once, after its last attempt. One cancel scope bounds it:
+by its deadline, and by the client's close.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import httpx2
 
 from penstock.core.context import current_deadline, current_labels, current_patience
 from penstock.core.events import GiveBackFailed, Observers
-from penstock.core.failure import Failure, FailureKind
+from penstock.core.failure import CLOSED
 from penstock.core.kind import kind_of, model_class, model_of
 from penstock.core.usage import Usage
 from penstock.errors import AdmissionTimeout, ClientClosed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from penstock.core.attempt import Attempt
     from penstock.core.background import Background
+    from penstock.core.failure import Failure
 
 __all__ = ["Call", "CallGiveBack", "current_call", "open_call"]
 
@@ -82,8 +84,8 @@ class Call:
         "kind",
         "labels",
         "model",
-        "observers",
         "notes",
+        "observers",
         "patience",
         "place",
         "queued_s",
@@ -98,7 +100,9 @@ class Call:
         "waiting",
     )
 
-    def __init__(self, request: APIRequest, *, observers: Observers, background: Background | None, deadline_s: float | None) -> None:
+    def __init__(
+        self, request: APIRequest, *, observers: Observers, background: Background | None, deadline_s: float | None
+    ) -> None:
         self.id = f"{_prefix}-{next(_numbers)}"
         self.url = request.url
         self.kind = kind_of(request.method, request.url)
@@ -131,7 +135,8 @@ class Call:
         self._give_backs: list[CallGiveBack] = []
 
     def __repr__(self) -> str:
-        return f"<Call {self.id} {self.kind.value} {self.model!r}, {self.attempts} attempts, {'ended' if self.ended else 'open'}>"
+        state = "ended" if self.ended else "open"
+        return f"<Call {self.id} {self.kind.value} {self.model!r}, {self.attempts} attempts, {state}>"
 
     @property
     def overdue(self) -> bool:
@@ -144,21 +149,23 @@ class Call:
         return model_class(self.model)
 
     def push(self, give_back: CallGiveBack) -> None:
-        """Have `give_back` called with this call when it ends, after its last attempt."""
+        """Have `give_back` called with this call when it ends, after its last attempt; at once if it has ended."""
         self._give_backs.append(give_back)
+        if self.ended:
+            self._give_all_back()
 
     def put(self, work: Callable[[], Awaitable[object]]) -> bool:
         """Have `work` done in the client's background task; False if there is none."""
         return self.background is not None and self.background.put(work)
 
     def close(self) -> None:
-        """Cut it short because its client is being closed: waits and attempts are cancelled, a body is closed where it is."""
+        """Cut it short, because its client is being closed: a wait or an attempt is cancelled, a body is closed."""
         self.closing = True
         if self.scope is not None:
             self.scope.cancel()
         elif self.attempt is not None and self.attempt.tap is not None:
             tap = self.attempt.tap
-            self.attempt.failure = Failure(kind=FailureKind.CANCELLED, error_type="ClientClosed")
+            self.attempt.failure = CLOSED
             self.attempt.end()
             self.put(tap.aclose)
 
@@ -189,14 +196,17 @@ class Call:
         self.ended = True
         if self.attempt is not None:
             self.attempt.end()
+        self._give_all_back()
+        # The call and its attempt refer to each other; without the cycle both are freed at once.
+        self.attempt = None
+
+    def _give_all_back(self) -> None:
         while self._give_backs:
             give_back = self._give_backs.pop()
             try:
                 give_back(self)
             except Exception as error:  # noqa: BLE001 - reported; the others must still run
                 self.observers.emit(GiveBackFailed(call_id=self.id, error_type=type(error).__name__))
-        # The call and its attempt refer to each other; without the cycle both are freed at once.
-        self.attempt = None
 
     def cut_short(self) -> Exception:
         """Return the error for a call that its own scope has cancelled: the client's close, or the deadline."""
@@ -205,7 +215,8 @@ class Call:
             return ClientClosed("the client was closed while this call was under way")
         if self.waiting:
             return AdmissionTimeout(
-                f"not admitted within the deadline of {seconds:.3g} s; nothing was sent. Allow more time, or raise the limits or concurrency."
+                f"not admitted within the deadline of {seconds:.3g} s; nothing was sent. "
+                "Allow more time, or raise the limits or concurrency."
             )
         error = anthropic.APITimeoutError(request=httpx2.Request("POST", "http://deadline.invalid" + self.url))
         error.add_note(f"the deadline of {seconds:.3g} s passed during attempt {self.attempts}")
@@ -247,7 +258,9 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
     def __enter__(self) -> Call:
         call = _current.get()
         if call is None or call.ended or self._new:
-            call = Call(self._request, observers=self._observers, background=self._background, deadline_s=self._deadline_s)
+            call = Call(
+                self._request, observers=self._observers, background=self._background, deadline_s=self._deadline_s
+            )
             self._own = True
             self._token = _current.set(call)
             self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
@@ -255,7 +268,9 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
         self._call = call
         return call
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         if not self._own:
             return None
         call = self._call

@@ -1,6 +1,7 @@
 """The one place that reads the wall clock; everything else lives on the event loop's clock.
 
-The rule here: wall time is only for what other machines say in wall time (HTTP dates, timestamps in logs), never for measuring a wait.
+The rule here: wall time is only for what other machines say in wall time (HTTP dates, timestamps in logs), never for
+measuring a wait.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the caller says about the requests made in a block: labels, a deadline, and how patient they are.
 
-The rule here: everything is a `ContextVar`, so that tasks started inside a block inherit it and other tasks don't see it. A block that
-is left in another context than it was entered in (a generator closed elsewhere) does nothing rather than raise.
+The rule here: everything is a `ContextVar`, so that tasks started inside a block inherit it and other tasks don't see
+it. A block that is left in another context than it was entered in (a generator closed elsewhere) does nothing rather
+than raise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["Patience", "Priority", "current_deadline", "current_labels", "current_patience", "deadline", "labels", "patience"]
+__all__ = [
+    "Patience",
+    "Priority",
+    "current_deadline",
+    "current_labels",
+    "current_patience",
+    "deadline",
+    "labels",
+    "patience",
+]
 
 T = TypeVar("T")
 Priority = Literal["interactive", "default", "batch"]
@@ -59,12 +69,18 @@ class _Scoped(Generic[T]):
     def __enter__(self) -> None:
         self._tokens.append(self._var.set(self._value()))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._var.reset(self._tokens.pop())
-        except ValueError:
-            # Left in another context: the context it was set in is gone or not ours to change.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Several tasks may be inside the same block object: the newest token that this context takes back is its own.
+        for token in reversed(self._tokens):
+            try:
+                self._var.reset(token)
+            except ValueError:
+                continue
+            self._tokens.remove(token)
             return
+        # Left in another context: the context it was set in is gone or not ours to change.
 
 
 class labels(_Scoped["Mapping[str, str]"]):  # noqa: N801 - used as a statement, `with labels(user="u1"):`
@@ -72,7 +88,8 @@ class labels(_Scoped["Mapping[str, str]"]):  # noqa: N801 - used as a statement,
 
     Args:
         priority: `"interactive"`, `"default"` or `"batch"`; decides the place in the waiting line.
-        **values: Any labels, e.g. `user`, `feature`, `session`, `request_type`. Labels appear in logs and statistics: put no content in them.
+        **values: Any labels, e.g. `user`, `feature`, `session`, `request_type`. Labels appear in logs and statistics:
+            put no content in them.
 
     Raises:
         ValueError: An unknown `priority`.
@@ -92,7 +109,8 @@ class labels(_Scoped["Mapping[str, str]"]):  # noqa: N801 - used as a statement,
             if priority not in get_args(Priority):
                 raise ValueError(f"priority must be one of {', '.join(get_args(Priority))}, not {priority!r}")
             values["priority"] = priority
-        for name, value in values.items():
+        given: dict[str, object] = dict(values)
+        for name, value in given.items():
             if not isinstance(value, str):
                 raise TypeError(f"label {name!r} must be a str, not {type(value).__name__}")
         self._values = values
@@ -133,7 +151,7 @@ class deadline(_Scoped[float]):  # noqa: N801 - used as a statement, `with deadl
 
 
 class patience(_Scoped["Patience | None"]):  # noqa: N801 - used as a statement
-    """Treat calls inside the block as items of a batch: more attempts, and they wait where an ordinary call fails at once.
+    """Treat calls inside the block as items of a batch: more attempts, and waits where an ordinary call fails at once.
 
     Example:
         >>> with patience(Patience(max_attempts=10)):

@@ -1,7 +1,7 @@
 """The facts that guards report, and how they reach observers.
 
-The rule here: events are small, frozen, and hold numbers, names and labels only, never a prompt, a completion or a key. Observers are
-plain functions, called at once; one that raises is logged and never breaks a call.
+The rule here: events are small, frozen, and hold numbers, names and labels only, never a prompt, a completion or a key.
+Observers are plain functions, called at once; one that raises is logged and never breaks a call.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _logger = logging.getLogger("penstock")
+# Until the application adds a handler, nothing is shown, not even by the last resort of `logging`.
+_logger.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a failure means: may it be tried again, does it speak of the service's health, may it have been billed.
 
-The rule here: one table for all guards. Classification follows the status codes and error codes that the API documents under "Errors";
-a header `x-should-retry` wins over it, as in the official SDK, except that a spend cap is always final.
+The rule here: one table for all guards. Classification follows the status codes and error codes that the API documents
+under "Errors"; a header `x-should-retry` wins over it, as in the official SDK, except that a spend cap is always final.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import email.utils
 import enum
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import httpx2
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABANDONED",
+    "CLOSED",
     "INCOMPLETE",
     "Failure",
     "FailureKind",
@@ -65,9 +66,18 @@ class FailureKind(enum.Enum):
 
 
 _RETRYABLE = frozenset(
-    {FailureKind.CONNECTION, FailureKind.TIMEOUT, FailureKind.RATE_LIMITED, FailureKind.OVERLOADED, FailureKind.SERVER, FailureKind.INVALID}
+    {
+        FailureKind.CONNECTION,
+        FailureKind.TIMEOUT,
+        FailureKind.RATE_LIMITED,
+        FailureKind.OVERLOADED,
+        FailureKind.SERVER,
+        FailureKind.INVALID,
+    }
 )
-_SERVICE = frozenset({FailureKind.CONNECTION, FailureKind.TIMEOUT, FailureKind.OVERLOADED, FailureKind.SERVER, FailureKind.INVALID})
+_SERVICE = frozenset(
+    {FailureKind.CONNECTION, FailureKind.TIMEOUT, FailureKind.OVERLOADED, FailureKind.SERVER, FailureKind.INVALID}
+)
 _NEVER_BILLED = frozenset(
     {
         FailureKind.REFUSED,
@@ -133,11 +143,12 @@ class Failure:
 
     @property
     def may_be_billed(self) -> bool:
-        """Whether the API may have done work for it: only a refusal, a 4xx, a 429, a 529 or a request never sent is certainly free."""
+        """Whether the API may have done work for it: only a refusal, a 4xx, a 529 or a request never sent is free."""
         return self.sent and self.kind not in _NEVER_BILLED
 
 
 ABANDONED = Failure(kind=FailureKind.ABANDONED)
+CLOSED = Failure(kind=FailureKind.CANCELLED, error_type="ClientClosed")
 INCOMPLETE = Failure(kind=FailureKind.CONNECTION, error_type="IncompleteStream")
 
 
@@ -160,13 +171,17 @@ def _seconds_until(date: str, server_now: str | None) -> float | None:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a response asks to wait: `retry-after-ms`, else `retry-after` as seconds or HTTP date (RFC 9110 §10.2.3).
+    """Return the seconds that a response asks to wait: `retry-after-ms`, else `retry-after` (RFC 9110 §10.2.3).
 
-    Zero, negative, past and unreadable values count as none. A date is compared with the response's own `date`, so that a wrong
-    local clock does no harm.
+    Zero, negative, past and unreadable values count as none. A date is compared with the response's own `date`, so that
+    a wrong local clock does no harm.
 
     Example:
-        >>> retry_after_s({"retry-after": "7"}), retry_after_s({"retry-after-ms": "0", "retry-after": "2"}), retry_after_s({})
+        >>> (
+        ...     retry_after_s({"retry-after": "7"}),
+        ...     retry_after_s({"retry-after-ms": "0", "retry-after": "2"}),
+        ...     retry_after_s({}),
+        ... )
         (7.0, 2.0, None)
     """
     milliseconds = _number(headers.get("retry-after-ms"))
@@ -179,23 +194,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _kind_of_status(status: int, error_code: str | None) -> FailureKind:
-    if status == 429:  # noqa: PLR2004 - HTTP status codes are their own names
+    if status == 429:
         return FailureKind.SPEND_CAP if error_code in _SPEND_CAPS else FailureKind.RATE_LIMITED
-    if status == 401:  # noqa: PLR2004
+    if status == 401:
         return FailureKind.AUTHENTICATION
-    if status == 529:  # noqa: PLR2004
+    if status == 529:
         return FailureKind.OVERLOADED
-    return FailureKind.SERVER if status >= 500 else FailureKind.REQUEST  # noqa: PLR2004
+    return FailureKind.SERVER if status >= 500 else FailureKind.REQUEST
+
+
+def _field(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
 
 
 def _error_of(body: object) -> tuple[str | None, str | None]:
     """Return `error.type` and `error.details.error_code` of an error body, of whatever shape it is."""
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        return None, None
-    details = error.get("details")
-    code = details.get("error_code") if isinstance(details, dict) else None
-    kind = error.get("type")
+    error = _field(body, "error")
+    kind, code = _field(error, "type"), _field(_field(error, "details"), "error_code")
     return (kind if isinstance(kind, str) else None), (code if isinstance(code, str) else None)
 
 
@@ -218,37 +233,51 @@ def failure_of_response(response: httpx2.Response) -> Failure:
 
 
 def failure_of_error_event(data: object) -> Failure:
-    """Classify the data of an `error` event inside an HTTP 200 stream as what it is; an unknown type counts as a server error."""
+    """Classify the data of an `error` event inside an HTTP 200 stream; an unknown type counts as a server error."""
     error_type, error_code = _error_of(data)
     status = _STATUS_OF_TYPE.get(error_type or "", 500)
-    return Failure(kind=_kind_of_status(status, error_code), status=status, error_type=error_type, error_code=error_code)
+    return Failure(
+        kind=_kind_of_status(status, error_code), status=status, error_type=error_type, error_code=error_code
+    )
 
 
 def failure_of_exception(error: BaseException) -> Failure:
     """Classify what a chain or a body raised."""
-    name = type(error).__name__
-    if isinstance(error, PenstockError) and not isinstance(error, InvalidStream):
-        return Failure(kind=FailureKind.REFUSED, error_type=name, sent=False)
     if isinstance(error, anthropic.APIStatusError):
         return failure_of_response(error.response)
-    if isinstance(error, anthropic.APITimeoutError | httpx2.TimeoutException):
-        return Failure(kind=FailureKind.TIMEOUT, error_type=name, sent=_was_sent(error))
-    if isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
-        return Failure(kind=FailureKind.CONNECTION, error_type=name, sent=_was_sent(error))
-    if isinstance(error, InvalidStream | httpx2.DecodingError):
-        return Failure(kind=FailureKind.INVALID, error_type=name)
-    if not isinstance(error, Exception):
-        kind = FailureKind.ABANDONED if isinstance(error, GeneratorExit) else FailureKind.CANCELLED
-        return Failure(kind=kind, error_type=name)
-    should_retry = True if isinstance(error, anthropic.RetryableError) else None
-    return Failure(kind=FailureKind.OTHER, error_type=name, should_retry=should_retry)
+    kind = _kind_of_exception(error)
+    return Failure(
+        kind=kind,
+        error_type=type(error).__name__,
+        should_retry=True if isinstance(error, anthropic.RetryableError) else None,
+        sent=kind is not FailureKind.REFUSED and _was_sent(error),
+    )
+
+
+# The first that matches holds.
+_KINDS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
+    (InvalidStream, FailureKind.INVALID),
+    (PenstockError, FailureKind.REFUSED),
+    (anthropic.APITimeoutError, FailureKind.TIMEOUT),
+    (httpx2.TimeoutException, FailureKind.TIMEOUT),
+    (anthropic.APIConnectionError, FailureKind.CONNECTION),
+    (httpx2.TransportError, FailureKind.CONNECTION),
+    (httpx2.DecodingError, FailureKind.INVALID),
+    (Exception, FailureKind.OTHER),
+    (GeneratorExit, FailureKind.ABANDONED),
+)
+
+
+def _kind_of_exception(error: BaseException) -> FailureKind:
+    return next((kind for of, kind in _KINDS if isinstance(error, of)), FailureKind.CANCELLED)
 
 
 def _was_sent(error: BaseException) -> bool:
     """Whether the request may have reached the server: not if no connection was ever made.
 
-    The SDK's aiohttp transport reports a connection that the server dropped as `ConnectError` too; only the aiohttp error below it,
-    its cause, tells whether there had been a connection (`…Connector…` errors are raised while making one).
+    The SDK's aiohttp transport reports a connection that the server dropped as `ConnectError` too; only the aiohttp
+    error below it, its cause, tells whether there had been a connection: `…Connector…` errors are raised
+    while making one.
     """
     cause = error if isinstance(error, httpx2.TransportError) else error.__cause__
     if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):

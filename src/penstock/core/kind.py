@@ -1,6 +1,7 @@
 """What a request is, read off its URL, and which pool of limits its model belongs to.
 
-The rule here: nothing is looked up; both answers follow from the text alone, so that an unknown model still gets one (its own class).
+The rule here: nothing is looked up; both answers follow from the text alone, so that an unknown model still gets one:
+its own class.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import enum
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anthropic import APIRequest
 
 __all__ = ["RequestKind", "kind_of", "model_class", "model_of"]
@@ -47,7 +50,7 @@ def kind_of(method: str, url: str) -> RequestKind:
 def model_of(request: APIRequest) -> str:
     """Return the model that a request names, or `""`."""
     body = request.json
-    model = body.get("model") if isinstance(body, dict) else None
+    model = cast("Mapping[str, object]", body).get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) else ""
 
 
@@ -62,8 +65,8 @@ _SHARED = {
 def model_class(model: str) -> str:
     """Return the pool of rate limits that `model` belongs to; models that share a pool have the same class.
 
-    Pools as documented under "Rate limits": Opus 4.5 to 4.8 share one, as do Sonnet 4.5 and 4.6, the Fable 5 models, and the Mythos
-    models; every other model has its own. An unknown name is its own class.
+    Pools as documented under "Rate limits": Opus 4.5 to 4.8 share one, as do Sonnet 4.5 and 4.6, the Fable 5 models,
+    and the Mythos models; every other model has its own. An unknown name is its own class.
 
     Example:
         >>> model_class("us.anthropic.claude-opus-4-8-v1:0"), model_class("claude-opus-5-5")

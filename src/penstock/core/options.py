@@ -1,6 +1,7 @@
 """The base of every part's options: frozen, checked once when made, nothing accepted and ignored.
 
-The rule here: an option carries its default and range where it is defined; a bad value names the field, what is allowed, and the value.
+The rule here: an option carries its default and range where it is defined; a bad value names the field, what is
+allowed, and the value.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ class Outcome:
         if self.error is None and http is not None and http.is_error:
             # Else the SDK's own retries, if they are on, would begin all over.
             http.headers["x-should-retry"] = "false"
+            # A body that broke off while it was read counts as not read, so that the SDK tells the status without it.
+            http.is_stream_consumed = http.is_stream_consumed and _is_read(http)
             self.error = _status_error(self.response, http) if note else None
         if self.error is None:
             return self.response
@@ -86,6 +88,13 @@ class Outcome:
             raise error
         finally:
             del error
+
+
+def _is_read(http: httpx2.Response) -> bool:
+    try:
+        return isinstance(http.content, bytes)
+    except httpx2.ResponseNotRead:
+        return False
 
 
 def _status_error(response: Response, http: httpx2.Response) -> anthropic.APIStatusError | None:

@@ -1,12 +1,14 @@
 """What a response body tells about itself as it flows by: usage, stop reason, whether it is whole, an error inside it.
 
-The rule here: look, never hold up. A chunk costs two substring searches; only the first event and the last ones are ever decoded,
-because `message_delta` usage is cumulative. Nothing here raises on any bytes: what can't be understood is left unknown.
+The rule here: look, never hold up. A chunk costs a few substring searches; only the first event and the last ones are
+ever decoded, because `message_delta` usage is cumulative. Nothing here raises on any bytes: what can't be understood is
+left unknown.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import contextlib
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pydantic_core import from_json
 
@@ -78,12 +80,12 @@ class JSONScanner:
             return
         if isinstance(message, dict):
             self.complete = True
-            self._take(message)
+            self._take(cast("Mapping[str, object]", message))
 
     def _take(self, message: Mapping[str, object]) -> None:
         usage, stop_reason = message.get("usage"), message.get("stop_reason")
         if isinstance(usage, dict):
-            self.usage = Usage.from_mapping(usage)
+            self.usage = Usage.from_mapping(cast("Mapping[str, object]", usage))
         if isinstance(stop_reason, str):
             self.stop_reason = stop_reason
 
@@ -107,8 +109,8 @@ class StreamScanner:
         """Look for the start, the first content, and what the end is told by."""
         if self._head is not None:
             self._see_head(chunk)
-        # The overlap finds a mark that two chunks share. The names of events can't occur as lines in data, where line breaks are
-        # escaped, but their words can: then more is kept than needed, and decoding sorts it out.
+        # The overlap finds a mark that two chunks share. The names of events can't occur as lines in data, where line
+        # breaks are escaped, but their words can: then more is kept than needed, and decoding sorts it out.
         probe = self._overlap + chunk
         if not self.has_content:
             self.has_content = any(mark in probe for mark in _CONTENT)
@@ -135,12 +137,10 @@ class StreamScanner:
         if self._kept is None:
             return
         decoder = SSEDecoder()
-        for step in (lambda: decoder.feed(b"".join(self._kept or ())), decoder.finish):
-            try:
-                events = step()
-            except InvalidStream:
-                return
-            for event in events:
+        with contextlib.suppress(InvalidStream):
+            for event in decoder.feed(b"".join(self._kept)):
+                self._take(event)
+            for event in decoder.finish():
                 self._take(event)
 
     def _take(self, event: ServerSentEvent) -> None:
@@ -155,15 +155,17 @@ class StreamScanner:
         elif event.name == "error":
             self.failure = failure_of_error_event(data)
         elif event.name == "message_start":
-            message = data.get("message")
-            if isinstance(message, dict):
-                self._count(message.get("usage"))
+            self._count(_field(data.get("message"), "usage"))
         else:
             self._count(data.get("usage"))
-            delta = data.get("delta")
-            if isinstance(delta, dict) and isinstance(reason := delta.get("stop_reason"), str):
+            reason = _field(data.get("delta"), "stop_reason")
+            if isinstance(reason, str):
                 self.stop_reason = reason
 
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):
-            self.usage = (self.usage or Usage()).updated(usage)
+            self.usage = (self.usage or Usage()).updated(cast("Mapping[str, object]", usage))
+
+
+def _field(value: object, name: str) -> object:
+    return cast("Mapping[str, object]", value).get(name) if isinstance(value, dict) else None

@@ -1,24 +1,25 @@
 """The tap on a response body: sees the bytes go by, and ends the attempt when the body ends, however it ends.
 
-The rule here: the attempt is ended before anything is awaited, so that no cancellation can come between. The tap changes no byte, adds no
-chunk boundary and holds nothing up.
+The rule here: the attempt is ended before anything is awaited, so that no cancellation can come between. The tap
+changes no byte, adds no chunk boundary and holds nothing up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 import zlib
 from typing import TYPE_CHECKING
 
 import httpx2
 
-from penstock.core.failure import ABANDONED, INCOMPLETE
+from penstock.core.failure import ABANDONED, CLOSED, INCOMPLETE
 from penstock.core.kind import RequestKind
 from penstock.core.scan import JSONScanner, StreamScanner
 from penstock.errors import ClientClosed
 
 if TYPE_CHECKING:
-    import datetime
+    import datetime as dt
     from collections.abc import AsyncIterator
 
     from penstock.core.attempt import Attempt
@@ -39,12 +40,14 @@ class BodyTap(httpx2.AsyncByteStream):
     def __init__(self, inner: httpx2.AsyncByteStream, headers: httpx2.Headers, attempt: Attempt) -> None:
         self._inner = inner
         self._attempt = attempt
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
         self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._scanner: Scanner | None = None
         if attempt.call.kind is RequestKind.MESSAGES:
             self._scanner = StreamScanner() if self._is_stream else JSONScanner()
         self._inflate = None
-        encoding = headers.get("content-encoding", "identity")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding in {"gzip", "deflate"}:
             # 32: zlib tells gzip and deflate apart itself.
             self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
@@ -52,9 +55,9 @@ class BodyTap(httpx2.AsyncByteStream):
             self._scanner = None
 
     @property
-    def elapsed(self) -> datetime.timedelta | None:
+    def elapsed(self) -> dt.timedelta | None:
         """How long the exchange took, once it is over (httpx2 reads it off the stream)."""
-        elapsed: datetime.timedelta | None = getattr(self._inner, "elapsed", None)
+        elapsed: dt.timedelta | None = getattr(self._inner, "elapsed", None)
         return elapsed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -62,19 +65,30 @@ class BodyTap(httpx2.AsyncByteStream):
         attempt = self._attempt
         try:
             async for chunk in self._inner:
+                self._raise_if_closing()
                 if self._scanner is not None:
                     self._see(chunk)
                 yield chunk
+            self._raise_if_closing()
         except GeneratorExit:
             self._end()
+            self._abandon()
             raise
         except BaseException as error:
             attempt.note_exception(error)
             self._end()
-            if attempt.call.closing and isinstance(error, Exception):
-                raise ClientClosed("the client was closed while this answer was being read") from error
+            if isinstance(error, Exception):
+                self._raise_if_closing(error)
             raise
         self._end(whole=True)
+
+    def _raise_if_closing(self, cause: Exception | None = None) -> None:
+        """Never let an answer that the client's close has cut off look like one that has ended."""
+        attempt = self._attempt
+        if attempt.call.closing and not isinstance(cause, ClientClosed):
+            if attempt.failure is None:
+                attempt.failure = CLOSED
+            raise ClientClosed("the client was closed while this answer was being read") from cause
 
     async def aclose(self) -> None:
         """Close the body; the attempt ends at once, the connection soon after even if this is cancelled."""
@@ -82,16 +96,30 @@ class BodyTap(httpx2.AsyncByteStream):
         try:
             await self._inner.aclose()
         except BaseException:
-            self._attempt.call.put(self._inner.aclose)
+            self._abandon()
             raise
+        self._closed = True
+
+    def _abandon(self) -> None:
+        """Have the connection closed in the background, unless it is."""
+        if not self._closed:
+            self._closed = True
+            self._attempt.call.put(self._inner.aclose)
 
     def __del__(self) -> None:
         """End the attempt of a body that was dropped unread, and have its connection closed."""
-        if self._attempt.ended:
+        self._abandon()
+        attempt = self._attempt
+        if attempt.ended:
             return
-        warnings.warn(f"a response body was dropped without being closed ({self._attempt.call.id})", ResourceWarning, stacklevel=2, source=self)
-        self._end()
-        self._attempt.call.put(self._inner.aclose)
+        # The garbage collector runs in any thread, and the state of guards belongs to the event loop's.
+        if self._loop.is_closed() or _is_running(self._loop):
+            self._end()
+        else:
+            self._loop.call_soon_threadsafe(self._end)
+        # Last, because it raises where warnings are errors.
+        message = f"a response body was dropped without being closed ({attempt.call.id})"
+        warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def _see(self, chunk: bytes) -> None:
         scanner = self._scanner
@@ -120,3 +148,11 @@ class BodyTap(httpx2.AsyncByteStream):
         if attempt.failure is None and not (complete or (whole and cannot_tell)):
             attempt.failure = INCOMPLETE if whole else ABANDONED
         attempt.end()
+
+
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether `loop` is the one that runs this very code."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -1,14 +1,15 @@
 """Admission: each attempt waits in one line and, at its front, takes quota, slot and key, all or nothing.
 
-The rule here: what is taken is given back by one synchronous function when the attempt ends, settled with what was really used. What may have
-been billed stays spent, at the estimate or at what was seen, whichever is more; only what was certainly not processed is refunded.
+The rule here: what is taken is given back by one synchronous function when the attempt ends, settled with what was
+really used. What may have been billed stays spent, at the estimate or at what was seen, whichever is more; only what
+was certainly not processed is refunded.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anthropic
 import anyio
@@ -28,7 +29,7 @@ from penstock.core.secret import Secret, bearer
 from penstock.errors import AdmissionTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from penstock.admission.keys import Key
     from penstock.admission.quota import BucketStatistics, Quota
@@ -45,8 +46,8 @@ class AdmitOptions(Options):
     """How requests are admitted.
 
     Args:
-        limits: Limits per minute for each quota and model class, for all models or by model pattern (`{"claude-haiku-*": Limits(…)}`, the first
-            match holds); what is left out is learned from the API's answers.
+        limits: Limits per minute for each quota and model class, for all models or by model pattern
+            (`{"claude-haiku-*": Limits(…)}`, the first match holds); what is left out is learned from answers.
         concurrency: Requests under way at once, 1 or more.
         max_queued: The most that may wait; `None` for no bound.
         queue_timeout_s: Seconds that a request may wait; `None` for no bound but the call's deadline.
@@ -125,9 +126,10 @@ class _Reservation:
         """Settle with what was really used, and let the next in."""
         grant = self._grant
         grant.allowance.settle(grant.cost, self._used(attempt))
-        if attempt.ok and attempt.usage is not None and attempt.call.kind is RequestKind.MESSAGES:
-            self._admit.estimator.learn(attempt.call.model, self._characters, attempt.usage)
-        self._admit.line.leave(grant, told=attempt.status is not None)
+        usage = attempt.usage
+        if attempt.ok and usage is not None and not usage.estimated and attempt.call.kind is RequestKind.MESSAGES:
+            self._admit.estimator.learn(attempt.call.model, self._characters, usage)
+        self._admit.line.leave(grant)
         self._admit.line.wake()
 
     def _used(self, attempt: Attempt) -> Cost:
@@ -137,7 +139,11 @@ class _Reservation:
         if usage is None:
             return cost
         if usage.estimated:
-            return Cost(cost.requests, max(cost.input_tokens, usage.rate_limited_input_tokens), max(cost.output_tokens, usage.output_tokens))
+            return Cost(
+                cost.requests,
+                max(cost.input_tokens, usage.rate_limited_input_tokens),
+                max(cost.output_tokens, usage.output_tokens),
+            )
         return Cost(cost.requests, usage.rate_limited_input_tokens, usage.output_tokens)
 
 
@@ -158,7 +164,9 @@ class Admit(Middleware):
     Example:
         >>> from anthropic import AsyncAnthropic
         >>> from penstock import Admit, Limits
-        >>> client = AsyncAnthropic(api_key="…", max_retries=0, middleware=[Admit(limits=Limits(requests_per_minute=50))])
+        >>> client = AsyncAnthropic(
+        ...     api_key="…", max_retries=0, middleware=[Admit(limits=Limits(requests_per_minute=50))]
+        ... )
     """
 
     def __init__(
@@ -173,7 +181,7 @@ class Admit(Middleware):
         self.options = options_from(AdmitOptions, options, fields)
         self.estimator = Estimator()
         self._observers = observers
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, keeps no secret
+        self._rng = rng or random.Random()
         self._models: dict[str, str] = {}
         self._admitted = 0
         self._waited_s = 0.0
@@ -216,7 +224,7 @@ class Admit(Middleware):
         if call.kind is RequestKind.MESSAGES:
             model_class = call.model_class
             self._models.setdefault(model_class, call.model)
-            cost = self.estimator.cost_of(call.model, characters, body.get("max_tokens") if isinstance(body, dict) else None)
+            cost = self.estimator.cost_of(call.model, characters, _max_tokens(body))
         else:
             model_class, cost = _COUNT_TOKENS, Cost(1)
         if call.place is None:
@@ -242,7 +250,8 @@ class Admit(Middleware):
             # A deadline that passes while it waits is told apart from one that passes under way; see Call.cut_short.
             call.waiting = call.overdue
         raise AdmissionTimeout(
-            f"not admitted within queue_timeout_s={timeout_s:g}; nothing was sent. Allow more time, or raise the limits or concurrency.",
+            f"not admitted within queue_timeout_s={timeout_s:g}; nothing was sent. "
+            "Allow more time, or raise the limits or concurrency.",
             retry_after_s=timeout_s,
         )
 
@@ -257,7 +266,8 @@ class Admit(Middleware):
         attempt.key = key.name
         response = await self._send(request, attempt, key, call_next)
         if attempt.failure is not None and attempt.failure.kind is FailureKind.AUTHENTICATION:
-            self._refused(key, attempt, now=now)
+            self._refused(key, attempt, now=anyio.current_time())
+            self.line.wake()
         return response
 
     def _take_in(self, response: Response, attempt: Attempt, reservation: _Reservation) -> None:
@@ -275,7 +285,9 @@ class Admit(Middleware):
             self._works(key)
         elif failure.kind is FailureKind.RATE_LIMITED and failure.retry_after_s is not None:
             if key.quota.of_class(model_class).cool_down(until=now + failure.retry_after_s):
-                self._observers.emit(QuotaCooled(quota=key.quota.name, model_class=model_class, seconds=failure.retry_after_s))
+                self._observers.emit(
+                    QuotaCooled(quota=key.quota.name, model_class=model_class, seconds=failure.retry_after_s)
+                )
             self._fail_over(key, attempt, model_class, now=now)
         elif failure.kind is FailureKind.SPEND_CAP:
             key.quota.quarantine.begin(now=now)
@@ -283,6 +295,8 @@ class Admit(Middleware):
             self._fail_over(key, attempt, model_class, now=now)
         elif failure.kind is FailureKind.AUTHENTICATION:
             self._refused(key, attempt, now=now)
+        # What was learned may let others in long before this body ends.
+        self.line.wake()
 
     def _learn(self, quota: Quota, model_class: str, headers: LimitHeaders) -> None:
         allowance = quota.of_class(model_class)
@@ -305,12 +319,16 @@ class Admit(Middleware):
         if self.pool.others(key, now=now) and attempt.failure is not None:
             attempt.failure = replace(attempt.failure, should_retry=True)
         else:
-            attempt.call.notes.append(f"{key.name} was refused and no other key is left; it is tried again in {again_s:.0f} s")
+            attempt.call.notes.append(
+                f"{key.name} was refused and no other key is left; it is tried again in {again_s:.0f} s"
+            )
 
     def _fail_over(self, key: Key, attempt: Attempt, model_class: str, *, now: float) -> None:
         """Let a call whose quota is spent go to another quota at once: the line knows how long this one must rest."""
         ready = [other for other in self.pool.keys if other.quota is not key.quota and other.may_use(now=now)]
-        if attempt.failure is not None and any(other.quota.of_class(model_class).cooling_until <= now for other in ready):
+        if attempt.failure is not None and any(
+            other.quota.of_class(model_class).cooling_until <= now for other in ready
+        ):
             attempt.failure = replace(attempt.failure, kind=FailureKind.RATE_LIMITED, retry_after_s=None)
 
     def _changed(self, key: Key, state: str, reason: str, again_s: float | None) -> None:
@@ -349,5 +367,13 @@ def _with_key(request: APIRequest, secret: Secret | None) -> APIRequest:
     options = request.options.model_copy()
     options.headers = headers
     return APIRequest(
-        options=options, cast_to=request.cast_to, stream=request.stream, stream_cls=request.stream_cls, retries_taken=request.retries_taken
+        options=options,
+        cast_to=request.cast_to,
+        stream=request.stream,
+        stream_cls=request.stream_cls,
+        retries_taken=request.retries_taken,
     )
+
+
+def _max_tokens(body: object) -> object:
+    return cast("Mapping[str, object]", body).get("max_tokens") if isinstance(body, dict) else None

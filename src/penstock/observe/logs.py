@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
@@ -49,7 +50,6 @@ _LEVELS: Final[dict[type[Event], int]] = {
 }
 
 _root = logging.getLogger("penstock")
-_root.addHandler(logging.NullHandler())
 
 # ASCII only, so that neither a stream's encoding nor an exotic line separator can break a line.
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -89,7 +89,7 @@ class LogObserver:
         level = _level_of(event)
         if self._logger.isEnabledFor(level):
             fields = _call_fields(event) if isinstance(event, CallEnded) else _fields(event)
-            getattr(self._lines, _METHODS[level])(_name_of(type(event)), **fields)
+            getattr(self._lines, _METHODS[level])(_name_of(type(event).__name__), **fields)
 
 
 def _level_of(event: Event) -> int:
@@ -102,9 +102,10 @@ def _level_of(event: Event) -> int:
     return _LEVELS.get(type(event), logging.INFO)
 
 
-def _name_of(kind: type[Event]) -> str:
+@cache
+def _name_of(kind: str) -> str:
     """`CallEnded` is logged as `call_ended`."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind.__name__).lstrip("_")
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).lstrip("_")
 
 
 def _line(_logger: object, method: str, event_dict: MutableMapping[str, Any]) -> _Line:
@@ -134,7 +135,7 @@ def _call_fields(event: CallEnded) -> dict[str, object]:
         "cache_read_tokens": usage.cache_read_input_tokens,
         "estimated": usage.estimated,
         "key": event.key,
-        "labels": _texts(event.labels),
+        "labels": _values(event.labels),
     }
 
 
@@ -149,8 +150,10 @@ def _value(value: object) -> object:
         return round(value, 3) if math.isfinite(value) else None
     if value is None or isinstance(value, int):
         return value
+    if isinstance(value, Mapping):
+        return _values(cast("Mapping[str, object]", value))
     # Anything else could show content by its repr.
-    return _texts(cast("Mapping[object, object]", value)) if isinstance(value, Mapping) else type(value).__name__
+    return type(value).__name__
 
 
 def _cut(text: str | None) -> str | None:
@@ -159,8 +162,8 @@ def _cut(text: str | None) -> str | None:
     return text[: _LONGEST_TEXT - 1] + "…"
 
 
-def _texts(values: Mapping[Any, object]) -> dict[str | None, str | None]:
-    return {_cut(str(name)): _cut(str(value)) for name, value in islice(values.items(), _MOST_LABELS)}
+def _values(values: Mapping[str, object]) -> dict[str | None, object]:
+    return {_cut(name): _value(value) for name, value in islice(values.items(), _MOST_LABELS)}
 
 
 def _milliseconds(seconds: float) -> float:
@@ -228,12 +231,15 @@ class BufferedHandler(logging.Handler):
 
     def flush(self) -> None:
         """Write all lines that wait; those that can't be written are dropped."""
-        with self.lock or _NO_LOCK:
+        self.acquire()
+        try:
             if self._lines:
                 text = "\n".join((*self._lines, ""))
                 self._lines.clear()
                 self._stream.write(text)
                 self._stream.flush()
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Write what waits, and take no more."""

@@ -7,7 +7,7 @@ send), and calls `close` in the end, whatever happened. `Dropped` means: cut the
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.simulator.stream import PING, Step
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from penstock.simulator.faults import Fault
     from penstock.simulator.journal import JournalEntry, Outcome
+    from penstock.simulator.statistics import SimulatorStatistics
+    from penstock.simulator.wire import Request
 
-__all__ = ["DROP", "HANG", "Answer", "Dropped", "Exchange", "damaged"]
+__all__ = ["DROP", "HANG", "Answer", "Dropped", "Exchange", "Service", "damaged"]
 
 OK = 200
 # Whoever has one of these events knows how it ended: clients needn't read on to the end of the body.
@@ -143,6 +145,22 @@ class Exchange:
         if self.entry.fault is not None:
             return "fault"
         return "complete" if self.entry.status == OK else "refused"
+
+
+class Service(Protocol):
+    """What front ends need of a simulator."""
+
+    def open(self, request: Request) -> Exchange:
+        """Decide how `request` is answered."""
+        ...
+
+    def statistics(self) -> SimulatorStatistics:
+        """Counts since the start."""
+        ...
+
+    def journal_after(self, number: int) -> list[JournalEntry]:
+        """Later entries of the journal."""
+        ...
 
 
 def damaged(steps: Iterable[Step], fault: Fault, size: int) -> Iterator[Step]:

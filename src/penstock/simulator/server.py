@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
     from starlette.types import Receive, Scope, Send
 
-    from penstock.simulator.core import Simulator
-    from penstock.simulator.exchange import Exchange
+    from penstock.simulator.exchange import Exchange, Service
     from penstock.simulator.journal import JournalEntry
 
 __all__ = ["application", "run", "serving"]
@@ -62,7 +61,7 @@ class _Application(Starlette):
         await super().__call__(scope, receive, send)
 
 
-def application(simulator: Simulator) -> Starlette:
+def application(simulator: Service) -> Starlette:
     """`simulator` as a Starlette application: the API, and `/_simulator/…` for callers on this machine."""
 
     async def statistics(request: HttpRequest) -> Response:
@@ -95,7 +94,7 @@ def _line(entry: JournalEntry) -> dict[str, object]:
 class _Api:
     """The ASGI application that answers for the API."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Service) -> None:
         self._simulator = simulator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,7 +188,7 @@ async def _drop(scope: Scope, receive: Receive, *, reset: bool) -> None:
 class _Server(uvicorn.Server):
     """Says where it listens, once it does."""
 
-    def __init__(self, simulator: Simulator, listener: socket.socket, ready: Callable[[str], object]) -> None:
+    def __init__(self, simulator: Service, listener: socket.socket, ready: Callable[[str], object]) -> None:
         super().__init__(
             uvicorn.Config(
                 application(simulator),
@@ -234,7 +233,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def run(
-    simulator: Simulator,
+    simulator: Service,
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -259,7 +258,7 @@ def run(
 
 
 @contextmanager
-def serving(simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0) -> Generator[str]:
+def serving(simulator: Service, *, host: str = "127.0.0.1", port: int = 0) -> Generator[str]:
     """Serve `simulator` from a thread of its own, as long as the block lasts; gives the URL.
 
     Example:

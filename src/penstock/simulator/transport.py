@@ -19,8 +19,7 @@ from penstock.simulator.wire import Request
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from penstock.simulator.core import Simulator
-    from penstock.simulator.exchange import Exchange
+    from penstock.simulator.exchange import Exchange, Service
 
 __all__ = ["SimulatorTransport"]
 
@@ -28,7 +27,7 @@ __all__ = ["SimulatorTransport"]
 class SimulatorTransport(httpx2.AsyncBaseTransport):
     """Hands every request to a `Simulator`, whatever host it names."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Service) -> None:
         self._simulator = simulator
 
     def __repr__(self) -> str:

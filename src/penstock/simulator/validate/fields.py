@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.simulator.validate import checks
+from penstock.simulator.validate.media import refuse_remote_media
 from penstock.simulator.validate.messages import check_messages, check_system
 from penstock.simulator.validate.thinking import check_max_tokens, check_output_config, check_thinking
 from penstock.simulator.validate.tools import check_tool_choice, check_tools, refuse_server_tools
@@ -61,6 +62,7 @@ def check_count(body: Json, model: Model, version: str, betas: str) -> None:
     _check_names(body, _COUNTED, betas)
     _check_shared(body, model, version, betas)
     refuse_server_tools(body)
+    refuse_remote_media(body["messages"])
 
 
 def _check_names(body: Json, allowed: frozenset[str], betas: str) -> None:

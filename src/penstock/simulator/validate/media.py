@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.simulator.media import HIGH_RESOLUTION, STANDARD, pdf_pages, picture, seen_size
 from penstock.simulator.validate import checks
-from penstock.simulator.wire import invalid, is_object
+from penstock.simulator.wire import invalid, is_list, is_object
 
 if TYPE_CHECKING:
     from penstock.simulator.models import Model
     from penstock.simulator.wire import Json
 
-__all__ = ["MediaCheck"]
+__all__ = ["MediaCheck", "refuse_remote_media"]
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -103,3 +103,14 @@ def _base64(source: Json, at: str) -> tuple[str, Any]:
     if not data or len(data) % 4 or not _BASE64.fullmatch(data):
         raise invalid(f"{at}: invalid base64 data")
     return data, source.get("media_type")
+
+
+def refuse_remote_media(messages: list[Json]) -> None:
+    """Tokens of media that are not in the request cannot be counted."""
+    for index, message in enumerate(messages):
+        blocks = message["content"] if is_list(message["content"]) else []
+        for block in blocks:
+            source = block.get("source")
+            kind = source.get("type") if is_object(source) else None
+            if kind in ("url", "file"):
+                raise invalid(f"messages.{index}: `{kind}` sources are not supported in the count_tokens endpoint")

@@ -1,0 +1,133 @@
+"""What a run looks like: live in a terminal, plain lines anywhere else.
+
+The rule here: everything goes to the one console, and text from outside is shown without its control characters.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from typing import IO
+
+    from penstock.cli.tally import Tally
+
+__all__ = ["Display", "clean"]
+
+_LINE_EVERY_S = 5.0
+
+Grow: TypeAlias = "Callable[[str], None]"
+Advance: TypeAlias = "Callable[[Tally, str], None]"
+
+
+def clean(text: str) -> str:
+    """Return a text on one line, without control characters.
+
+    Example:
+        >>> clean("two\\nlines \\x1b[31mred")
+        'two lines  [31mred'
+    """
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+class Display:
+    """Shows a run.
+
+    Args:
+        file: Where to; standard output by default.
+        animated: Whether lines may be redrawn; by default, if `file` is a terminal.
+    """
+
+    def __init__(self, file: IO[str] | None = None, *, animated: bool | None = None) -> None:
+        self._console = Console(file=file, highlight=False, markup=False, emoji=False)
+        self._animated = self._console.is_terminal if animated is None else animated
+
+    def __repr__(self) -> str:
+        return f"<Display {'animated' if self._animated else 'plain'}, {self._console.width} columns>"
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Show a line; a long one is wrapped between words."""
+        self._console.print(Text(text, style=style))
+
+    def facts(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Show rows of a name and a value."""
+        indent = max(len(name) for name, _ in rows) + 2
+        for name, value in rows:
+            first, *more = textwrap.wrap(value, self._console.width - indent)
+            self._console.print(Text.assemble((name.ljust(indent), "dim"), first))
+            for line in more:
+                self._console.print(Text(" " * indent + line))
+
+    def table(self, rows: Sequence[tuple[str, str]], *, good: bool) -> None:
+        """Show rows of a name and a value as a table, the first row coloured as `good` or bad news."""
+        table = Table(box=box.ROUNDED, border_style="dim", show_header=False)
+        for index, (name, value) in enumerate(rows):
+            style = "" if index else "bold green" if good else "bold red"
+            table.add_row(Text(name, style="" if index else "bold"), Text(value, style=style))
+        self._console.print(table)
+
+    @contextmanager
+    def growing(self) -> Generator[Grow]:
+        """Show a text while it comes, piece by piece."""
+        if not self._animated:
+            yield lambda piece: self._console.out(clean(piece), end="", highlight=False)
+            self.line()
+            return
+        text = Text()
+        with Live(text, console=self._console, refresh_per_second=20, vertical_overflow="visible"):
+            yield lambda piece: _append(text, piece)
+
+    @contextmanager
+    def progress(self, total: int) -> Generator[Advance]:
+        """Show how far a run has come, each time it is told; `total` is the number of items."""
+        if not self._animated:
+            yield self._plain_progress(total)
+            return
+        bar = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f}/s  {task.fields[retries]} retried", style="dim"),
+            TimeElapsedColumn(),
+            console=self._console,
+            expand=True,
+        )
+        task = bar.add_task("", total=total, rate=0.0, retries=0)
+        latest = Text(style="dim", no_wrap=True, overflow="ellipsis")
+
+        def advance(tally: Tally, text: str) -> None:
+            done = tally.answered + tally.failed
+            rate = done / max(bar.tasks[0].elapsed or 0.0, 0.1)
+            bar.update(task, completed=done, rate=rate, retries=tally.retries.total())
+            latest.plain = clean(text)
+
+        with Live(Group(bar, latest), console=self._console, refresh_per_second=10):
+            yield advance
+            latest.plain = ""
+
+    def _plain_progress(self, total: int) -> Advance:
+        begun = shown = anyio.current_time()
+
+        def advance(tally: Tally, _text: str) -> None:
+            nonlocal shown
+            now = anyio.current_time()
+            if now >= shown + _LINE_EVERY_S:
+                shown = now
+                done, retries = tally.answered + tally.failed, tally.retries.total()
+                self.line(f"{now - begun:5.0f} s  {done:,} of {total:,} done, {retries:,} retried")
+
+        return advance
+
+
+def _append(text: Text, piece: str) -> None:
+    text.append(clean(piece))
