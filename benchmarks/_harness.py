@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
 
@@ -66,15 +66,10 @@ def machine() -> str:
 
 
 @contextmanager
-def process(*command: str, pipe: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """Run a server beside the block; it is ended, and waited for, with it."""
-    with subprocess.Popen(
-        [sys.executable, *command],
-        stdin=subprocess.PIPE,
-        stdout=pipe,
-        stderr=subprocess.PIPE if pipe != subprocess.PIPE else None,
-        text=True,
-    ) as child:
+def process(*command: str, announces: Literal["stdout", "stderr"]) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python program beside the block, which reads where it says on which port it listens; ended with the block."""
+    streams = {announces: subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, text=True, **streams) as child:
         try:
             yield child
         finally:
@@ -84,7 +79,7 @@ def process(*command: str, pipe: int = subprocess.PIPE) -> Iterator[subprocess.P
 @contextmanager
 def fast_server() -> Iterator[str]:
     """Run the server of fixed answers; gives its address."""
-    with process(str(Path(__file__).with_name("_server.py"))) as child:
+    with process(str(Path(__file__).with_name("_server.py")), announces="stdout") as child:
         assert child.stdout is not None
         yield f"http://127.0.0.1:{int(child.stdout.readline())}"
 

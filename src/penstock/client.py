@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import TracebackType
 
-    from anthropic import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle, AsyncAnthropicVertex
+    from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
+    from anthropic.lib.vertex import AsyncAnthropicVertex
     from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
@@ -83,14 +84,15 @@ class Client:
     Args:
         settings: Validated settings; read from the environment (`PENSTOCK_…`) if not given.
         sdk: An SDK client to govern in place of our own: Bedrock, Vertex, Foundry, AWS, Google Cloud, or one with an
-            `http_client` of yours. A copy gets the guards, after your own middleware; the original is neither changed nor
-            closed. Its own credentials count as one key.
+            `http_client` of yours. A copy gets the guards, after your own middleware; the original is neither changed
+            nor closed. Its own credentials count as one key.
         observers: Functions that are told every event (`penstock.core.events`); synchronous, they must not block.
         **fields: Any field of `Settings` by name; wins over `settings`.
 
     Raises:
         pydantic.ValidationError: A bad or unknown setting.
-        TypeError: `api_keys` with an `sdk` that is not a plain `AsyncAnthropic`: an Anthropic key must not reach a third party.
+        TypeError: `api_keys` with an `sdk` that is not a plain `AsyncAnthropic`: an Anthropic key must not reach a
+            third party.
 
     Example:
         >>> async def main() -> None:
@@ -310,7 +312,8 @@ class Client:
     async def close(self) -> None:
         """Refuse new calls, let those under way end for `close_timeout_s`, cancel the rest, and write what is left.
 
-        Closing goes on in the background if the one who waits for it is cancelled. Closing again waits for the same end.
+        Closing goes on in the background if the one who waits for it is cancelled. Closing again waits for the same
+        end.
 
         Raises:
             ClientClosed: It is called in another event loop than the client's.

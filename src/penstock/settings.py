@@ -111,8 +111,8 @@ class Settings(AdmitOptions, BaseSettings):
 
     Args:
         api_keys: API keys; text with commas works. Empty: `ANTHROPIC_API_KEY` is read when the client is entered.
-        base_url: Of the API; the SDK's default (`ANTHROPIC_BASE_URL`, else the public API) if not given. Plain http only
-            to this machine, and no user or password in it.
+        base_url: Of the API; the SDK's default (`ANTHROPIC_BASE_URL`, else the public API) if not given. Plain http
+            only to this machine, and no user or password in it.
         allow_http: Allow plain http to other machines.
         transport: `"aiohttp"` (less CPU) or `"httpx2"`.
         timeout_s: Seconds for each attempt, more than 0; unset by default, because any value switches off the SDK's

@@ -17,10 +17,12 @@ OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": 
 
 
 def block(**fields: Any) -> dict[str, Any]:
+    """The start of a content block."""
     return {"type": "content_block_start", "index": 0, "content_block": fields}
 
 
 def delta(**fields: Any) -> dict[str, Any]:
+    """A delta of a content block."""
     return {"type": "content_block_delta", "index": 0, "delta": fields}
 
 
@@ -29,18 +31,20 @@ STOP = {"type": "content_block_stop", "index": 0}
 
 
 def sse(*events: dict[str, Any], named: bool = True) -> bytes:
+    """The bytes of events, with or without their names."""
     lines = (f"event: {event['type']}\n" if named else "" for event in events)
     return b"".join(f"{name}data: {json.dumps(event)}\n\n".encode() for name, event in zip(lines, events, strict=True))
 
 
 def compressed(data: bytes, encoding: str) -> bytes:
+    """The bytes in a content encoding."""
     if encoding == "identity":
         return data
     packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
     return packer.compress(data) + packer.flush()
 
 
-NO_CONTENT = [
+NO_CONTENT: list[dict[str, Any]] = [
     START,
     PING,
     TEXT_START,
@@ -160,7 +164,9 @@ def test_bytes_that_break_the_protocol_fail_the_stream(stream: bytes) -> None:
     assert lookout.error is not None
 
 
-@pytest.mark.parametrize("stream", [b"data: [DONE]\n\n", b"event: ping\ndata: oops\n\n", b"event: message_start\n\n", b": hi\n\n"])
+@pytest.mark.parametrize(
+    "stream", [b"data: [DONE]\n\n", b"event: ping\ndata: oops\n\n", b"event: message_start\n\n", b": hi\n\n"]
+)
 def test_what_the_sdk_skips_is_skipped(stream: bytes) -> None:
     """Unnamed events that aren't JSON, pings, and events without data decide nothing."""
     lookout = Lookout()

@@ -16,6 +16,7 @@ FAILURES = st.sampled_from([SERVER, THROTTLED, Failure(kind=FailureKind.OVERLOAD
 
 
 def quota_of(capacity: int = 500, *, probe_s: float = 30.0) -> RetryQuota:
+    """A quota with the usual prices."""
     return RetryQuota(capacity, cost=14, throttled_cost=5, probe_s=probe_s)
 
 
@@ -131,7 +132,7 @@ TestRetryQuota = QuotaMachine.TestCase
 
 
 def test_an_outage_costs_at_most_the_quota_in_retries() -> None:
-    """However many calls fail, and however often each would try, they retry 35 times together, 100 times if throttled."""
+    """However many calls fail, they retry 35 times together, 100 times if throttled."""
     for failure, most in ((SERVER, 35), (THROTTLED, 100)):
         quota = quota_of()
         fares = [quota.take(failure) for _call in range(6000) for _retry in range(3)]

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.events import Observers
 from penstock.guards.meter import Durations, Meter
 
 if TYPE_CHECKING:

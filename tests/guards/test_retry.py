@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anthropic
 import anyio
+import anyio.lowlevel
 import httpx2
 import pydantic
 import pytest
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
+    from penstock.core.call import Call
     from penstock.testing.plugin import VirtualTime
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
@@ -65,6 +67,7 @@ ASK: dict[str, Any] = {
 
 
 def sse(*events: dict[str, Any]) -> bytes:
+    """The bytes of events."""
     return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
 
 
@@ -81,6 +84,7 @@ END = sse(
 )
 OVERLOADED = sse({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
 REFUSED = sse({"type": "error", "error": {"type": "invalid_request_error", "message": "No"}})
+PINGS: list[bytes | float] = [5.0, PING]
 BROKEN_JSON = b"event: message_start\ndata: {\n\n"
 
 
@@ -103,7 +107,7 @@ class Body(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         self.closing = True
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         self.closed = True
 
 
@@ -111,6 +115,7 @@ Answer = Callable[[], httpx2.Response]
 
 
 def plain() -> httpx2.Response:
+    """Answer with a message."""
     return httpx2.Response(200, json=MESSAGE)
 
 
@@ -126,6 +131,8 @@ def status(code: int, *, body: object = None, **headers: str) -> Answer:
 
 
 def raising(error: Exception) -> Answer:
+    """Fail before there is an answer."""
+
     def answer() -> httpx2.Response:
         raise error
 
@@ -133,6 +140,7 @@ def raising(error: Exception) -> Answer:
 
 
 def stream(*parts: bytes | float | Exception) -> Answer:
+    """Answer with an event stream."""
     return lambda: httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Body(*parts))
 
 
@@ -199,24 +207,27 @@ class Watches(anthropic.Middleware):
 
             def give_back(_: object) -> None:
                 self.given_back[place] += 1
-                self.failures.append(attempt.failure and attempt.failure.kind)
+                self.failures.append(None if attempt.failure is None else attempt.failure.kind)
 
             attempt.push(give_back)
             attempt.sent = True
             return await attempt.send(request, call_next)
 
 
-def retry_of(*, observer: Callable[[Event], None] | None = None, **fields: object) -> Retry:
+def retry_of(*, observer: Callable[[Event], None] | None = None, **fields: Any) -> Retry:
+    """The guard with jitter that is the same in every run."""
     return Retry(rng=random.Random(3), observers=Observers(() if observer is None else (observer,)), **fields)
 
 
 async def text_of(client: anthropic.AsyncAnthropic) -> str:
+    """Stream an answer and return its text."""
     async with client.messages.stream(**ASK) as given:
         return await given.get_final_text()
 
 
 @contextlib.asynccontextmanager
 async def running_background() -> AsyncGenerator[Background, None]:
+    """The background task of a client."""
     background, stop, started = Background(Observers()), anyio.Event(), anyio.Event()
 
     async def run() -> None:
@@ -258,7 +269,7 @@ class Opens(anthropic.Middleware):
         ("attempts", 3),
     ],
 )
-def test_a_bad_option_is_refused_by_name(field: str, bad: float) -> None:
+def test_a_bad_option_is_refused_by_name(field: str, bad: Any) -> None:
     """Options are checked once, when they are made, and the error names the field."""
     with pytest.raises(pydantic.ValidationError, match=field):
         Retry(**{field: bad})
@@ -356,7 +367,10 @@ def test_a_refusal_is_no_attempt() -> None:
 
 # Which failures are retried.
 
-OVER_SPENT = {"type": "error", "error": {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}}}
+OVER_SPENT = {
+    "type": "error",
+    "error": {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}},
+}
 RETRIED: list[tuple[str, Answer]] = [
     ("connection refused", raising(httpx2.ConnectError("refused"))),
     ("connection lost", raising(httpx2.RemoteProtocolError("peer closed connection"))),
@@ -562,7 +576,11 @@ async def test_back_off_doubles_up_to_the_cap() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "asked_s"),
-    [({"retry_after": "7"}, 7.0), ({"retry_after_ms": "2500"}, 2.5), ({"retry_after_ms": "1500", "retry_after": "9"}, 1.5)],
+    [
+        ({"retry_after": "7"}, 7.0),
+        ({"retry_after_ms": "2500"}, 2.5),
+        ({"retry_after_ms": "1500", "retry_after": "9"}, 1.5),
+    ],
 )
 async def test_the_server_is_not_asked_sooner_than_it_says(headers: dict[str, str], asked_s: float) -> None:
     """`retry-after-ms` and `retry-after` are obeyed, plus a little jitter."""
@@ -625,13 +643,10 @@ async def test_the_error_raised_in_the_chain_is_the_one_that_the_sdk_raises(answ
     """Canary: same class, message, fields and chaining as without any middleware, in every way to call."""
 
     async def raised_by(client: anthropic.AsyncAnthropic) -> anthropic.APIStatusError:
-        messages = getattr(client.messages, raw) if raw else client.messages
+        messages: Any = getattr(client.messages, raw) if raw else client.messages
+        asked = messages.create(**ASK)
         with pytest.raises(anthropic.APIStatusError) as raised:
-            if raw == "with_streaming_response":
-                async with messages.create(**ASK, stream=True):
-                    pass
-            else:
-                await messages.create(**ASK)
+            await (asked.__aenter__() if raw == "with_streaming_response" else asked)
         return raised.value
 
     bare = await raised_by(Server(answer).client())
@@ -953,7 +968,7 @@ async def test_a_stream_that_keeps_failing_before_its_content_ends_in_a_typed_er
 async def test_what_a_discarded_stream_used_stays_spent() -> None:
     """Its usage is in that of the call, as an estimate."""
     server = Server(stream(START, OVERLOADED), GOOD_STREAM)
-    calls = []
+    calls: list[Call] = []
 
     class Keeps(anthropic.Middleware):
         async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
@@ -994,7 +1009,7 @@ async def test_with_a_background_the_stream_is_handed_on_in_time() -> None:
 
 async def test_events_that_the_caller_reads_raw_are_held_back_for_as_long_as_it_takes() -> None:
     """With `with_streaming_response`, whoever reads wants whole streams: only the deadline bounds the hold."""
-    server = Server(stream(START, *[5.0, PING] * 20, OVERLOADED), stream(START, PING, TEXT, END))
+    server = Server(stream(START, *PINGS * 20, OVERLOADED), stream(START, PING, TEXT, END))
     client = server.client(retry_of(hold_s=10))
 
     async with client.messages.with_streaming_response.create(**ASK, stream=True) as response:
@@ -1028,7 +1043,7 @@ async def test_event_streams_of_other_endpoints_are_not_read() -> None:
 
 async def test_pings_do_not_defeat_the_deadline(virtual_time: VirtualTime) -> None:
     """A stream of pings ends at the deadline, and is closed."""
-    server = Server(stream(START, *[5.0, PING] * 100))
+    server = Server(stream(START, *PINGS * 100))
 
     with deadline(60), pytest.raises(anthropic.APITimeoutError):
         async with server.client(retry_of()).messages.with_streaming_response.create(**ASK, stream=True):
@@ -1052,9 +1067,7 @@ async def test_inside_an_attempt_of_an_outer_guard_each_retry_opens_its_own() ->
 
 
 @coroutine
-def cancelled_at(
-    main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool
-) -> Generator[Any, Any, int]:
+def cancelled_at(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> Generator[Any, Any, int]:
     """Run `main`, cancel it at its `moment`-th suspension (and at each that follows), and count them."""
     task, count, step, value = asyncio.current_task(), 0, main.send, None
     assert task is not None
@@ -1074,7 +1087,7 @@ def cancelled_at(
 
 async def suspensions(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> int:
     """Return how often `main` was suspended; 0 if it was cancelled."""
-    driver: Awaitable[int] = cancelled_at(main, moment, repeatedly=repeatedly)  # type: ignore[assignment]
+    driver: Awaitable[int] = cancelled_at(main, moment, repeatedly=repeatedly)
     count = 0
 
     async def run() -> None:

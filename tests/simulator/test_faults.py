@@ -45,10 +45,13 @@ RETRY_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 
 
 async def plain(claude: anthropic.AsyncAnthropic) -> anthropic.types.Message:
-    return await claude.messages.create(**ASK)
+    """Ask for a whole message."""
+    message: anthropic.types.Message = await claude.messages.create(**ASK)
+    return message
 
 
 async def streamed(claude: anthropic.AsyncAnthropic) -> list[str]:
+    """Ask for a stream and read its event types."""
     async with await claude.messages.create(stream=True, **ASK) as events:
         return [event.type async for event in events]
 
@@ -153,7 +156,7 @@ async def collected(simulator: Simulator, patience_s: float = math.inf) -> tuple
             with anyio.fail_after(patience_s):
                 async with await claude.messages.create(stream=True, **ASK) as events:
                     async for event in events:
-                        types.append(event.type)
+                        types.append(event.type)  # noqa: PERF401 - what came before an error counts
         except (anthropic.APIError, httpx2.HTTPError, TimeoutError, json.JSONDecodeError) as error:
             return types, error
     return types, None
@@ -203,6 +206,18 @@ async def test_after_deltas_chooses_how_much_content_comes_first(virtual_time: V
     simulator.inject(name, after_deltas=7)
     types, _ = await collected(simulator, patience_s=60)
     assert types.count("content_block_delta") == 7
+
+
+@pytest.mark.parametrize("name", sorted(STREAMS.keys() | {"stall"}))
+async def test_a_stream_without_content_can_be_damaged_too(virtual_time: VirtualTime, name: str) -> None:
+    """Where there is no content, the damage comes at the end of what there is."""
+    simulator = Simulator()
+    simulator.reply([])
+    simulator.inject(name)
+    types, _ = await collected(simulator, patience_s=60)
+    assert types[0] == "message_start"
+    assert simulator.journal[0].fault == name
+    assert simulator.in_flight == 0
 
 
 async def test_pings_only_never_ends_and_never_times_out(virtual_time: VirtualTime) -> None:

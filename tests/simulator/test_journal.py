@@ -8,6 +8,7 @@ from penstock.simulator.journal import Journal, JournalEntry
 
 
 def entry(number: int) -> JournalEntry:
+    """An entry of which only the number matters."""
     return JournalEntry(number=number, request_id="r", path="/", method="GET")
 
 

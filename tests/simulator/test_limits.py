@@ -84,6 +84,10 @@ class Buckets(RuleBasedStateMachine):
         quota = self.quota
         return [each.level(self.now) for each in (quota.requests, quota.input_tokens, quota.output_tokens)]
 
+    def refused(self, before: list[float], error: ApiError) -> None:
+        assert self.levels() == before
+        assert int(error.headers["retry-after"]) >= 1
+
     @rule(seconds=st.floats(0, 20))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -94,8 +98,7 @@ class Buckets(RuleBasedStateMachine):
         try:
             self.quota.admit(tokens, self.now, "model")
         except ApiError as error:
-            assert self.levels() == before
-            assert int(error.headers["retry-after"]) >= 1
+            self.refused(before, error)
         else:
             self.requests += 1
             self.tokens += tokens
@@ -178,14 +181,16 @@ def test_a_request_that_never_fits_is_told_to_wait_a_minute() -> None:
 
 
 def test_headers_say_what_is_left_and_when_it_is_full() -> None:
-    """Tokens are rounded to thousands, `reset` is when the bucket is full again, `tokens` is input and output together."""
+    """Tokens are rounded to thousands, `reset` is when it is full again, `tokens` is input plus output."""
     limits = Limits(requests=Limit(60), input_tokens=Limit(80_000), output_tokens=Limit(16_000))
     quota = Quota("org", "pool", limits, 0.0)
     clock = Clock()
     quota.admit(20_400, 0.0, "m")
     quota.output_tokens.take(1_600, 0.0)
     headers = quota.headers(0.0, clock)
-    assert {name.removeprefix("anthropic-ratelimit-"): value for name, value in headers.items() if "reset" not in name} == {
+    assert {
+        name.removeprefix("anthropic-ratelimit-"): value for name, value in headers.items() if "reset" not in name
+    } == {
         "requests-limit": "60",
         "requests-remaining": "59",
         "input-tokens-limit": "80000",
@@ -195,7 +200,9 @@ def test_headers_say_what_is_left_and_when_it_is_full() -> None:
         "tokens-limit": "96000",
         "tokens-remaining": "74000",
     }
-    full = datetime.strptime(headers["anthropic-ratelimit-input-tokens-reset"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    full = datetime.strptime(headers["anthropic-ratelimit-input-tokens-reset"], "%Y-%m-%dT%H:%M:%SZ").replace(
+        tzinfo=UTC
+    )
     assert 15.3 <= (full - clock.wall(0.0)).total_seconds() <= 16.3
     assert headers["anthropic-ratelimit-tokens-reset"] == headers["anthropic-ratelimit-input-tokens-reset"]
 
@@ -219,7 +226,9 @@ def test_counting_tokens_has_a_bucket_of_its_own() -> None:
     quota.admit(0.0, "m")
     with pytest.raises(ApiError, match="2 requests per minute"):
         quota.admit(0.0, "m")
-    assert set(quota.headers(0.0, Clock())) == {f"anthropic-ratelimit-requests-{x}" for x in ("limit", "remaining", "reset")}
+    assert set(quota.headers(0.0, Clock())) == {
+        f"anthropic-ratelimit-requests-{x}" for x in ("limit", "remaining", "reset")
+    }
 
 
 def test_an_organization_keeps_one_quota_for_each_model_class() -> None:

@@ -5,19 +5,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from penstock.simulator import __main__ as command
+from penstock.simulator import server
 from penstock.simulator.__main__ import main
 
 
 def test_it_serves_until_ctrl_c() -> None:
     """One line with the URL when ready; the options are in force; Ctrl-C ends it cleanly."""
     options = ["--port", "0", "--rpm", "60", "--burst-s", "1", "--key", "sk-a=org-1", "--key", "sk-b"]
-    process = subprocess.Popen([sys.executable, "-m", "penstock.simulator", *options], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock.simulator", *options], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     line = process.stderr.readline()
     url = line.split(" at ")[1].split()[0]
@@ -48,9 +53,7 @@ def test_it_serves_until_ctrl_c() -> None:
         (["--nonsense"], "unrecognized arguments"),
     ],
 )
-def test_wrong_arguments_exit_with_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_exit_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each wrong argument is named in one clear line."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -66,6 +69,19 @@ def test_an_address_in_use_exits_with_1(capsys: pytest.CaptureFixture[str]) -> N
     assert f"cannot listen at 127.0.0.1, port {port}: " in capsys.readouterr().err
 
 
+def test_it_says_where_it_listens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The address given is the one served, and the URL goes to stderr."""
+
+    def run(simulator: object, *, host: str, port: int, ready: Any) -> None:
+        ready(f"http://{host}:{port}")
+
+    monkeypatch.setattr(server, "run", run)
+    assert main(["--port", "1234", "--host", "127.0.0.2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "Simulated Messages API at http://127.0.0.2:1234 (Ctrl-C ends it)\n"
+    assert captured.out == ""
+
+
 def test_faults_of_both_options_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--faults` and `--mixed-faults` go together, and every option reaches the simulator."""
     seen: dict[str, Any] = {}
@@ -76,8 +92,56 @@ def test_faults_of_both_options_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(command, "Simulator", simulator)
     with pytest.raises(SystemExit):
-        main(["--faults", "overloaded=0.1,reset=0.05,", "--mixed-faults", "0.2", "--itpm", "5", "--otpm", "6", "--seed", "7"])
+        main(
+            [
+                "--faults",
+                "overloaded=0.1,reset=0.05,",
+                "--mixed-faults",
+                "0.2",
+                "--itpm",
+                "5",
+                "--otpm",
+                "6",
+                "--seed",
+                "7",
+            ]
+        )
     assert sum(seen["faults"].values()) == pytest.approx(0.35)
     assert seen["faults"]["overloaded"] == pytest.approx(0.15)
     assert (seen["input_tokens_per_minute"], seen["output_tokens_per_minute"], seen["seed"]) == (5, 6, 7)
     assert (seen["keys"], seen["keep_bodies"]) == (None, False)
+
+
+def test_as_a_child_it_ends_with_its_parent() -> None:
+    """With `--end-with-stdin`, closing its standard input ends it as Ctrl-C does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock.simulator", "--port", "0", "--end-with-stdin"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stdin is not None
+    process.stderr.readline()
+    process.stdin.write("kept alive\n")
+    process.stdin.close()
+    assert process.wait(timeout=20) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_the_end_of_standard_input_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option reads standard input to its end, then raises what Ctrl-C raises."""
+    chunks = [b"x", b"y", b""]
+    raised: list[int] = []
+    done = threading.Event()
+
+    def interrupt(number: int) -> None:
+        raised.append(number)
+        done.set()
+
+    monkeypatch.setattr(command, "os", SimpleNamespace(read=lambda descriptor, size: chunks.pop(0)))
+    monkeypatch.setattr(command, "signal", SimpleNamespace(raise_signal=interrupt, SIGINT=signal.SIGINT))
+    monkeypatch.setattr(server, "run", lambda simulator, **options: done.wait(5))
+    assert main(["--end-with-stdin"]) == 0
+    assert raised == [signal.SIGINT]

@@ -59,7 +59,15 @@ def test_the_size_is_read_from_the_header(name: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\x00\x00", b"RIFF\0\0\0\0WEBPxxxx", b"GIF89a" + bytes(4)],
+    [
+        b"",
+        b"hello",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\x00\x00",
+        b"RIFF\0\0\0\0WEBPxxxx",
+        b"GIF89a" + bytes(4),
+    ],
 )
 def test_what_is_no_picture_is_none(data: bytes) -> None:
     """Broken, unknown and empty images have no size."""

@@ -28,7 +28,10 @@ def test_a_model_describes_itself_as_in_the_sdk(name: str) -> None:
 
 def test_models_that_share_limits_share_a_pool() -> None:
     """The model classes are those of the rate limits."""
-    pools = {pool: {name for name, model in MODELS.items() if model.pool == pool} for pool in {m.pool for m in MODELS.values()}}
+    pools = {
+        pool: {name for name, model in MODELS.items() if model.pool == pool}
+        for pool in {m.pool for m in MODELS.values()}
+    }
     assert pools["opus-4"] >= {"claude-opus-4-5", "claude-opus-4-6", "claude-opus-4-7", "claude-opus-4-8"}
     assert pools["opus-5"] == {"claude-opus-5"}
     assert pools["sonnet-4"] >= {"claude-sonnet-4-5", "claude-sonnet-4-6"}

@@ -12,13 +12,20 @@ SONNET = MODELS["claude-sonnet-4-6"]
 
 
 def reply(
-    prompt: object = "a b c", *, output_tokens: Any = None, thinking: bool = False, model: str = SONNET.id, **fields: object
+    prompt: object = "a b c",
+    *,
+    output_tokens: Any = None,
+    thinking: bool = False,
+    model: str = SONNET.id,
+    **fields: object,
 ) -> Reply:
+    """The composed reply to one prompt."""
     body: dict[str, Any] = {"max_tokens": 1000, "messages": [{"role": "user", "content": prompt}], **fields}
     return compose(body, MODELS[model], None, output_tokens=output_tokens, thinking=thinking, salt="s")
 
 
 def text(of: Reply) -> str:
+    """All text of a reply."""
     return "".join(block.get("text", "") for block in of.content)
 
 
@@ -72,7 +79,9 @@ def test_a_full_window_cuts_the_reply() -> None:
     assert (found.output_tokens, found.stop_reason) == (10, "model_context_window_exceeded")
 
 
-@pytest.mark.parametrize(("sequences", "ends", "sequence"), [(["two"], "Summary: one ", "two"), (["x", "one", "two"], "Summary: ", "one")])
+@pytest.mark.parametrize(
+    ("sequences", "ends", "sequence"), [(["two"], "Summary: one ", "two"), (["x", "one", "two"], "Summary: ", "one")]
+)
 def test_the_first_stop_sequence_ends_the_reply(sequences: list[str], ends: str, sequence: str) -> None:
     """The text before it is kept, and the sequence is named."""
     found = reply("one two", stop_sequences=sequences)

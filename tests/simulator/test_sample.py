@@ -42,11 +42,15 @@ def test_a_sample_fits_its_schema(schema: dict[str, Any], value: object) -> None
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["type", "items", "properties", "enum", "anyOf", "minItems", "minLength", "maxLength", "minimum"]),
-        inner | st.sampled_from(["array", "string", "integer"]) | st.just({"$ref": "#"}),
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "items", "properties", "enum", "anyOf", "minItems", "minLength", "maxLength", "minimum"]
+            ),
+            inner | st.sampled_from(["array", "string", "integer"]) | st.just({"$ref": "#"}),
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )

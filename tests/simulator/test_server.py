@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import anthropic
@@ -14,7 +15,7 @@ from penstock.simulator import Simulator
 from penstock.simulator.server import _url, run, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MODEL = "claude-sonnet-5-5"
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
@@ -23,19 +24,26 @@ ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 500, "messages": HELLO}
 
 @pytest.fixture
 def served() -> Iterator[tuple[Simulator, str]]:
+    """A simulator behind a real socket, and its URL."""
     simulator = Simulator()
     with serving(simulator) as url:
         yield simulator, url
 
 
 def client(url: str, **options: Any) -> anthropic.AsyncAnthropic:
+    """An SDK client that never retries."""
     return anthropic.AsyncAnthropic(api_key="sk-1", base_url=url, max_retries=0, **options)
 
 
 async def until_idle(simulator: Simulator) -> None:
     """The server notices a closed connection a moment after the client closed it."""
+    await until(lambda: not simulator.in_flight)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread brings about."""
     with anyio.fail_after(5):
-        while simulator.in_flight:
+        while not condition():  # noqa: ASYNC110 - nothing tells when the server thread got there
             await anyio.sleep(0.005)
 
 
@@ -77,19 +85,26 @@ async def test_a_reset_really_drops_the_connection(served: tuple[Simulator, str]
     assert isinstance(broken.value.__cause__, ConnectionResetError)
 
 
+async def read(response: httpx2.Response, into: bytearray) -> None:
+    """Collect the body, and keep what came before an error."""
+    async for chunk in response.aiter_bytes():
+        into += chunk
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_truncated_body_ends_early(served: tuple[Simulator, str], stream: bool) -> None:
     """Headers and a part of the body arrive, then the connection is closed."""
     simulator, url = served
     simulator.inject("truncated")
     headers = {"x-api-key": "k", "anthropic-version": "2026-10-21"}
-    received = b""
-    async with httpx2.AsyncClient() as raw:
-        async with raw.stream("POST", f"{url}/v1/messages", json={**ASK, "stream": stream}, headers=headers) as response:
-            assert response.status_code == 200
-            with pytest.raises(httpx2.RemoteProtocolError):
-                async for chunk in response.aiter_bytes():
-                    received += chunk
+    received = bytearray()
+    async with (
+        httpx2.AsyncClient() as raw,
+        raw.stream("POST", f"{url}/v1/messages", json={**ASK, "stream": stream}, headers=headers) as response,
+    ):
+        assert response.status_code == 200
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await read(response, received)
     assert b"message" in received
     await until_idle(simulator)
     assert simulator.journal[0].outcome == "fault"
@@ -173,9 +188,44 @@ async def asgi(app: Starlette, path: str, host: str, method: str = "GET", body: 
         sent.append(message)
 
     headers = [(b"x-api-key", b"k"), (b"anthropic-version", b"2026-10-21")]
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers, "client": (host, 1)}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+        "client": (host, 1),
+    }
     await app(scope, receive, send)
     return sent
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Starlette is missing, `app()` says what to install; the rest of the simulator works."""
+    monkeypatch.delitem(sys.modules, "penstock.simulator.server")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(ImportError, match=r"needs starlette.applications: pip install 'penstock\[simulator\]'"):
+        Simulator().app()
+
+
+async def test_leaving_the_block_ends_stalled_responses() -> None:
+    """Nothing that is still open holds up the end of the server."""
+    simulator = Simulator()
+    simulator.inject("stall_before_headers")
+    failed: list[anthropic.APIConnectionError] = []
+
+    async def ask(url: str) -> None:
+        async with client(url) as claude:
+            with pytest.raises(anthropic.APIConnectionError) as caught:
+                await claude.messages.create(**ASK)
+        failed.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        with serving(simulator) as url:
+            group.start_soon(ask, url)
+            await until(lambda: simulator.in_flight == 1)
+    assert len(failed) == 1
+    assert simulator.journal[0].outcome == "client closed"
 
 
 async def test_statistics_are_for_this_machine_only() -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx2
 import pytest
 
 from penstock.simulator import Simulator
 
 if TYPE_CHECKING:
+    import anthropic
+
     from penstock.testing.plugin import VirtualTime
 
 HELLO: list[Any] = [{"role": "user", "content": "One two three four five six seven"}]
@@ -66,7 +67,9 @@ async def test_thinking_is_shown_only_when_asked(virtual_time: VirtualTime, disp
 async def test_tool_input_comes_in_pieces_of_json(virtual_time: VirtualTime) -> None:
     """The block starts with an empty input; the first piece is empty, all pieces together are the JSON."""
     simulator = Simulator()
-    simulator.reply([{"type": "text", "text": "Let me see."}, {"type": "tool_use", "name": "f", "input": {"a": [1, 2, 3] * 9}}])
+    simulator.reply(
+        [{"type": "text", "text": "Let me see."}, {"type": "tool_use", "name": "f", "input": {"a": [1, 2, 3] * 9}}]
+    )
     found = await events(simulator)
     start = next(event for event in found if event.get("content_block", {}).get("type") == "tool_use")
     assert start["content_block"]["input"] == {}

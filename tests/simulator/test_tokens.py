@@ -20,6 +20,7 @@ def test_more_text_is_never_fewer_tokens(first: str, second: str) -> None:
 
 def test_every_part_of_a_request_counts() -> None:
     """System, messages, tool calls and results count; thinking that is sent back doesn't."""
+
     def count(**fields: object) -> int:
         return count_input({"messages": [], **fields}, NEW)
 
@@ -38,7 +39,10 @@ def test_media_count_by_size_and_tier() -> None:
     """Images cost by what the model sees of them, PDFs by page, texts as text."""
     png = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (2000).to_bytes(4) + (1500).to_bytes(4)).decode()
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": png}}
-    pdf = {"type": "document", "source": {"type": "base64", "data": base64.b64encode(b"%PDF /Type /Page /Type/Page").decode()}}
+    pdf = {
+        "type": "document",
+        "source": {"type": "base64", "data": base64.b64encode(b"%PDF /Type /Page /Type/Page").decode()},
+    }
     plain = {"type": "document", "source": {"type": "text", "data": "x" * 40}}
 
     def count(block: object, model: str) -> int:

@@ -19,6 +19,7 @@ BODY = {"model": MODEL, "max_tokens": 1000, "messages": HELLO, "stream": True}
 
 
 def raw(simulator: Simulator, timeout: float | None = None) -> httpx2.AsyncClient:
+    """An HTTP client without any SDK."""
     return httpx2.AsyncClient(transport=simulator.transport(), base_url="http://sim", timeout=timeout, headers=HEADERS)
 
 
@@ -26,9 +27,10 @@ async def test_the_first_chunk_arrives_before_the_last_is_made(virtual_time: Vir
     """A stream is handed over as it is generated, each delta at its time."""
     simulator = Simulator(latency_s=1, tokens_per_s=4, output_tokens=40)
     times: list[float] = []
-    async with simulator.client() as claude, claude.messages.stream(
-        model=MODEL, max_tokens=1000, messages=HELLO
-    ) as stream:
+    async with (
+        simulator.client() as claude,
+        claude.messages.stream(model=MODEL, max_tokens=1000, messages=HELLO) as stream,
+    ):
         async for _ in stream.text_stream:
             times.append(virtual_time.now())
             assert simulator.journal[0].output_tokens == 4 * len(times)
@@ -41,11 +43,12 @@ async def test_streams_interleave(virtual_time: VirtualTime) -> None:
     order: list[str] = []
 
     async def read(name: str) -> None:
-        async with simulator.client() as claude, claude.messages.stream(
-            model=MODEL, max_tokens=1000, messages=HELLO
-        ) as stream:
+        async with (
+            simulator.client() as claude,
+            claude.messages.stream(model=MODEL, max_tokens=1000, messages=HELLO) as stream,
+        ):
             async for _ in stream.text_stream:
-                order.append(name)
+                order.append(name)  # noqa: PERF401 - the order among tasks is what is tested
 
     async with anyio.create_task_group() as group:
         group.start_soon(read, "a")

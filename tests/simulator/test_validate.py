@@ -14,7 +14,7 @@ from penstock.simulator.wire import Request
 
 NEW, OLD = "2026-10-21", "2023-06-01"
 USER = {"role": "user", "content": "Hi"}
-TOOL = {"name": "look", "input_schema": {"type": "object", "additionalProperties": False}}
+TOOL: dict[str, Any] = {"name": "look", "input_schema": {"type": "object", "additionalProperties": False}}
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "look", "input": {}}]}
 RESULT = {"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}
@@ -50,29 +50,35 @@ def refusal(body: object, **how: Any) -> str:
 
 
 def ask(model: str = "claude-opus-4-8", **fields: object) -> dict[str, object]:
+    """A valid body with fields replaced, or left out where they are `...`."""
     body: dict[str, object] = {"model": model, "max_tokens": 2000, "messages": [USER], **fields}
     return {name: value for name, value in body.items() if value is not ...}
 
 
 def talk(*messages: object, model: str = "claude-opus-4-8") -> dict[str, object]:
+    """A body with these messages."""
     return ask(model, messages=list(messages))
 
 
 def user(*blocks: object) -> dict[str, object]:
+    """A message of the user with these blocks."""
     return {"role": "user", "content": list(blocks)}
 
 
 def image(width: int = 10, height: int = 10, **fields: object) -> dict[str, object]:
+    """A PNG of this size, as far as its header goes."""
     data = base64.b64encode(PNG + width.to_bytes(4) + height.to_bytes(4)).decode()
     return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}, **fields}
 
 
 def pdf(pages: int) -> dict[str, object]:
+    """A PDF with so many page objects."""
     data = base64.b64encode(b"%PDF-1.7 " + b"/Type /Page " * pages).decode()
     return {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": data}}
 
 
 def source(kind: str = "image", **fields: object) -> dict[str, object]:
+    """A block with this source."""
     return {"type": kind, "source": fields}
 
 
@@ -92,7 +98,10 @@ FIELDS: list[tuple[dict[str, object], str]] = [
         ask(max_tokens=0, output_config={"format": {"type": "json_schema", "schema": {}}}),
         "max_tokens: 0 may not be combined with `output_config.format`.",
     ),
-    (ask(max_tokens=0, tools=[TOOL], tool_choice={"type": "any"}), "max_tokens: 0 may not be combined with `tool_choice`."),
+    (
+        ask(max_tokens=0, tools=[TOOL], tool_choice={"type": "any"}),
+        "max_tokens: 0 may not be combined with `tool_choice`.",
+    ),
     (
         ask("claude-opus-4-6", max_tokens=0, thinking={"type": "enabled", "budget_tokens": 1024}),
         "max_tokens: 0 may not be combined with `thinking`.",
@@ -134,12 +143,18 @@ THINKING: list[tuple[dict[str, object], str]] = [
     ),
     (
         ask(thinking={"type": "enabled", "budget_tokens": 1024}),
-        '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and "output_config.effort" '
-        "to control thinking behavior.",
+        (
+            '"thinking.type.enabled" is not supported for this model. Use "thinking.type.adaptive" and '
+            '"output_config.effort" '
+            "to control thinking behavior."
+        ),
     ),
     (
         ask("claude-sonnet-5-5", thinking={"type": "disabled"}),
-        'To turn thinking off on this model, send "thinking": {"type": "between_tools"} instead of {"type": "disabled"}.',
+        (
+            'To turn thinking off on this model, send "thinking": {"type": "between_tools"} '
+            'instead of {"type": "disabled"}.'
+        ),
     ),
     (
         ask("claude-opus-5-5", thinking={"type": "disabled"}),
@@ -160,12 +175,17 @@ THINKING: list[tuple[dict[str, object], str]] = [
     ),
     (
         ask("claude-opus-4-6", thinking={"type": "enabled", "budget_tokens": 2000}),
-        "`max_tokens` must be greater than `thinking.budget_tokens`. Please consult our documentation at "
-        "https://docs.claude.com/en/docs/build-with-claude/extended-thinking#max-tokens-and-context-window-size",
+        (
+            "`max_tokens` must be greater than `thinking.budget_tokens`. Please consult our documentation at "
+            "https://docs.claude.com/en/docs/build-with-claude/extended-thinking#max-tokens-and-context-window-size"
+        ),
     ),
     (
         ask(
-            "claude-opus-4-6", thinking={"type": "enabled", "budget_tokens": 1024}, tools=[TOOL], tool_choice={"type": "any"}
+            "claude-opus-4-6",
+            thinking={"type": "enabled", "budget_tokens": 1024},
+            tools=[TOOL],
+            tool_choice={"type": "any"},
         ),
         "Thinking may not be enabled when tool_choice forces tool use.",
     ),
@@ -192,9 +212,20 @@ TOOLS: list[tuple[dict[str, object], str]] = [
         ask(tools=[{"name": "a", "input_schema": {"type": "array"}}]),
         "tools.0.custom.input_schema.type: Input should be 'object'",
     ),
+    (
+        ask(
+            tools=[
+                {"name": "a", "strict": True, "input_schema": {**TOOL["input_schema"], "anyOf": [{"type": "object"}]}}
+            ]
+        ),
+        "tools.0.custom.input_schema: For 'object' type, 'additionalProperties' must be explicitly set to false",
+    ),
     (ask(tools=[TOOL, TOOL]), "tools: Tool names must be unique."),
     (ask(tools=[{"type": "web_search_20250305", "name": 5}]), "tools.0.name: Input should be a valid string"),
-    (ask(tools=[{**TOOL, "name": f"t{n}", "strict": True} for n in range(21)]), "tools: at most 20 tools may be strict."),
+    (
+        ask(tools=[{**TOOL, "name": f"t{n}", "strict": True} for n in range(21)]),
+        "tools: at most 20 tools may be strict.",
+    ),
     (
         ask(tools=[{"name": "a", "strict": True, "input_schema": {"type": "object", "anyOf": [{"type": "object"}]}}]),
         "tools.0.custom.input_schema: For 'object' type, 'additionalProperties' must be explicitly set to false",
@@ -239,25 +270,37 @@ MESSAGES: list[tuple[dict[str, object], str]] = [
     (talk({**USER, "name": "x"}), "messages.0.name: Extra inputs are not permitted"),
     (
         talk({"role": "system", "content": "Hi"}, model="claude-sonnet-5"),
-        'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not "system" as an '
-        "input message role.",
+        (
+            'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, '
+            'not "system" as an '
+            "input message role."
+        ),
     ),
     (talk(user("x")), "messages.0.content.0: Input should be a valid dictionary"),
     (talk(user({"text": "x"})), "messages.0.content.0.type: Field required"),
     (
         talk(user({"type": "audio"})),
-        "messages.0.content.0: Input tag 'audio' found using 'type' does not match any of the expected tags: 'text', "
-        "'image', 'document', 'search_result', 'tool_result'",
+        (
+            "messages.0.content.0: Input tag 'audio' found using 'type' does not match any of the expected "
+            "tags: 'text', "
+            "'image', 'document', 'search_result', 'tool_result'"
+        ),
     ),
     (
         talk(user({"type": "bash_tool_result"})),
-        "messages.0.content.0: Input tag 'bash_tool_result' found using 'type' does not match any of the expected tags: "
-        "'text', 'image', 'document', 'search_result', 'tool_result'",
+        (
+            "messages.0.content.0: Input tag 'bash_tool_result' found using 'type' does not match any of "
+            "the expected tags: "
+            "'text', 'image', 'document', 'search_result', 'tool_result'"
+        ),
     ),
     (talk(user({"type": "text"})), "messages.0.content.0.text.text: Field required"),
     (talk(user({"type": "text", "text": ""})), "messages: text content blocks must be non-empty"),
     (talk(user({"type": "text", "text": " "})), "messages: text content blocks must contain non-whitespace text"),
-    (talk(user({"type": "text", "text": "x", "id": 1})), "messages.0.content.0.text.id: Extra inputs are not permitted"),
+    (
+        talk(user({"type": "text", "text": "x", "id": 1})),
+        "messages.0.content.0.text.id: Extra inputs are not permitted",
+    ),
     (
         talk(user({"type": "text", "text": "x", "citations": [{}]})),
         "messages.0.content.0.text.citations: Citations are not permitted on `text` blocks of `user` messages.",
@@ -280,8 +323,11 @@ MESSAGES: list[tuple[dict[str, object], str]] = [
     ),
     (
         talk(USER, CALL, user({**RESULT, "content": [{"type": "tool_use"}]})),
-        "messages.2.content.0.tool_result.content.0: Input tag 'tool_use' found using 'type' does not match any of the "
-        "expected tags: 'text', 'image', 'document', 'search_result', 'tool_reference', 'browser_state'",
+        (
+            "messages.2.content.0.tool_result.content.0: Input tag 'tool_use' found using 'type' does not "
+            "match any of the "
+            "expected tags: 'text', 'image', 'document', 'search_result', 'tool_reference', 'browser_state'"
+        ),
     ),
     (
         talk(USER, CALL, user({**RESULT, "content": 5})),
@@ -290,11 +336,13 @@ MESSAGES: list[tuple[dict[str, object], str]] = [
 ]
 PREFILL = "This model does not support assistant message prefill. The conversation must end with a user message."
 UNANSWERED = (
-    "messages.1: `tool_use` ids were found without `tool_result` blocks immediately after: t1. Each `tool_use` block must "
+    "messages.1: `tool_use` ids were found without `tool_result` blocks immediately after: t1. Each "
+    "`tool_use` block must "
     "have a corresponding `tool_result` block in the next message."
 )
 UNEXPECTED = (
-    "messages.{at}.content: unexpected `tool_use_id` found in `tool_result` blocks: t1. Each `tool_result` block must have a "
+    "messages.{at}.content: unexpected `tool_use_id` found in `tool_result` blocks: t1. Each `tool_result` "
+    "block must have a "
     "corresponding `tool_use` block in the previous message."
 )
 OLD_MODEL = "claude-haiku-4-5"
@@ -317,22 +365,36 @@ TURNS: list[tuple[dict[str, object], str]] = [
 ]
 MEDIA: list[tuple[dict[str, object], str]] = [
     (talk(user({"type": "image"})), "messages.0.content.0.image.source: Field required"),
-    (talk(user(source(type="disk"))), "messages.0.content.0.image.source.type: Input should be 'base64', 'url' or 'file'"),
+    (
+        talk(user(source(type="disk"))),
+        "messages.0.content.0.image.source.type: Input should be 'base64', 'url' or 'file'",
+    ),
     (talk(user(source(type="url"))), "messages.0.content.0.image.source.url.url: Field required"),
     (talk(user(source(type="file"))), "messages.0.content.0.image.source.file.file_id: Field required"),
     (talk(user(source(type="base64"))), "messages.0.content.0.image.source.base64.data: Field required"),
     (talk(user(source(type="base64", data="?"))), "messages.0.content.0.image.source.base64: invalid base64 data"),
     (
         talk(user(source(type="base64", data="aGk=", media_type="image/bmp"))),
-        "messages.0.content.0.image.source.base64.media_type: Input should be 'image/jpeg', 'image/png', 'image/gif' or "
-        "'image/webp'",
+        (
+            "messages.0.content.0.image.source.base64.media_type: Input should be 'image/jpeg', "
+            "'image/png', 'image/gif' or "
+            "'image/webp'"
+        ),
     ),
     (
         talk(user(source(type="base64", data="aGk=", media_type="image/png"))),
         "messages.0.content.0.image.source.base64.data: Could not process image",
     ),
     (
-        talk(user(source(type="base64", data=base64.b64encode(b"GIF89a" + bytes([1, 0, 1, 0])).decode() , media_type="image/png"))),
+        talk(
+            user(
+                source(
+                    type="base64",
+                    data=base64.b64encode(b"GIF89a" + bytes([1, 0, 1, 0])).decode(),
+                    media_type="image/png",
+                )
+            )
+        ),
         "messages.0.content.0.image.source.base64.data: Image does not match the provided media type image/png",
     ),
     (
@@ -380,13 +442,31 @@ ACCEPTED: list[dict[str, object]] = [
     ask(max_tokens=0),
     ask(system="Be terse.", metadata={"user_id": "u"}, service_tier="auto", stop_sequences=["x"], inference_geo="us"),
     ask(system=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], metadata={}),
+    ask(cache_control={"type": "ephemeral"}),
     ask(cache_control={"type": "ephemeral", "ttl": "1h"}, container=None, output_config=None, tool_choice=None),
     ask("claude-opus-5-5", speed="fast", output_config={"effort": "max"}),
     ask("claude-opus-4-6", speed="standard", thinking={"type": "enabled", "budget_tokens": 1024, "display": "omitted"}),
     ask("claude-sonnet-5-5", thinking={"type": "between_tools"}),
     ask("claude-haiku-5-5", thinking={"type": "disabled"}, output_config={"effort": "high"}),
     ask("claude-haiku-5-5", tools=[TOOL], tool_choice={"type": "any", "disable_parallel_tool_use": True}),
-    ask(tools=[{**TOOL, "strict": True, "description": "x", "type": "custom"}], tool_choice={"type": "tool", "name": "look"}),
+    ask(
+        tools=[{**TOOL, "strict": True, "description": "x", "type": "custom"}],
+        tool_choice={"type": "tool", "name": "look"},
+    ),
+    ask(
+        tools=[
+            {
+                **TOOL,
+                "strict": True,
+                "input_schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"a": {"type": "string", "enum": ["x"]}},
+                    "required": ["a"],
+                },
+            }
+        ]
+    ),
     ask(tools=[{"type": "web_search_20260209", "name": "web_search"}, {"type": "browser_toolset_20260801"}]),
     ask("claude-opus-4-8", tools=[{"type": "computer_20250124", "name": "computer"}], tool_choice={"type": "none"}),
     ask(tool_choice={"type": "none"}),
@@ -399,12 +479,24 @@ ACCEPTED: list[dict[str, object]] = [
     talk(USER, CALL, user(RESULT, {"type": "text", "text": "and more"})),
     talk(USER, CALL, user({**RESULT, "content": [image()], "is_error": True})),
     talk(USER, CALL, user({"type": "tool_result", "tool_use_id": "t1"})),
-    talk(USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": "s"}, *CALL["content"]]}, user(RESULT)),
-    talk(USER, {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]}),
+    talk(
+        USER,
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": "s"}, *CALL["content"]]},
+        user(RESULT),
+    ),
+    talk(
+        USER,
+        {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}]},
+    ),
     talk(USER, {"role": "assistant", "content": [{"type": "web_search_tool_result", "content": []}]}, USER),
     talk(user(image(8000, 8000), source(type="url", url="https://x"), source(type="file", file_id="f"))),
     talk(user(image(100, 100, transformations={"oversized_image": "error"}), pdf(3))),
-    talk(user(source("document", type="text", data="x"), {"type": "search_result", "content": [], "source": "s", "title": "t"})),
+    talk(
+        user(
+            source("document", type="text", data="x"),
+            {"type": "search_result", "content": [], "source": "s", "title": "t"},
+        )
+    ),
     talk(user(*[image(2000, 2000)] * 21)),
 ]
 
@@ -471,13 +563,19 @@ def test_counting_takes_fewer_fields() -> None:
     counted = {"model": "claude-opus-4-8", "messages": [USER]}
     assert answer(counted, path=path) == (200, {"input_tokens": 4})
     assert refusal({**counted, "max_tokens": 5}, path=path) == "max_tokens: Extra inputs are not permitted"
-    assert refusal({**counted, "model": "claude-opus-5-5", "tools": [TOOL], "tool_choice": {"type": "any"}}, path=path) == FORCED
+    assert (
+        refusal({**counted, "model": "claude-opus-5-5", "tools": [TOOL], "tool_choice": {"type": "any"}}, path=path)
+        == FORCED
+    )
     search = {"type": "web_search_20260209", "name": "web_search"}
-    assert refusal({**counted, "tools": [TOOL, search]}, path=path).startswith("tools.1: Server tools are not supported")
+    assert refusal({**counted, "tools": [TOOL, search]}, path=path).startswith(
+        "tools.1: Server tools are not supported"
+    )
     advisor = {"type": "advisor_20260301", "name": "advisor"}
     assert answer({**counted, "tools": [advisor]}, path=path)[0] == 200
     mcp = refusal({**counted, "mcp_servers": [{}]}, path=path, headers={"anthropic-beta": "mcp"})
     assert mcp == "mcp_servers: not supported by token counting"
+    assert answer({**counted, "messages": [user(pdf(1), {"type": "text", "text": "x"})]}, path=path)[0] == 200
     for media in (source(type="url", url="https://x"), source("document", type="file", file_id="f")):
         refused = refusal({**counted, "messages": [user(media)]}, path=path)
         assert refused.endswith("sources are not supported in the count_tokens endpoint")
@@ -490,7 +588,7 @@ def test_a_prompt_longer_than_the_window_is_refused() -> None:
 
 
 def test_compressed_bodies_are_read() -> None:
-    """gzip and deflate are accepted, anything else and broken data refused, and the limit holds for what comes out."""
+    """Gzip and deflate are accepted, anything else and broken data refused, and the limit holds for what comes out."""
     data = json.dumps(ask()).encode()
     assert answer(None, data=gzip.compress(data), headers={"content-encoding": "gzip"})[0] == 200
     assert answer(None, data=zlib.compress(data), headers={"content-encoding": "deflate"})[0] == 200
@@ -507,6 +605,19 @@ def test_compressed_bodies_are_read() -> None:
 def test_what_is_not_json_is_refused(data: bytes) -> None:
     """Cut, endless and foreign bodies are one clear error."""
     assert refusal(None, data=data) == "The request body is not valid JSON"
+
+
+@pytest.mark.parametrize("depth", [300, 900, 3000, 9000])
+def test_endless_nesting_never_breaks_it(depth: int) -> None:
+    """However deep a schema is, it is taken or refused."""
+    schema = b'{"type":"object","anyOf":[' * depth + b"]}" * depth
+    body = json.dumps(ask(tools=[{"name": "a", "strict": True, "input_schema": "SCHEMA"}])).encode()
+    message = refusal(None, data=body.replace(b'"SCHEMA"', schema))
+    assert message in (
+        "The request body is not valid JSON",
+        "The request body is nested too deeply",
+        "tools.0.custom.input_schema: For 'object' type, 'additionalProperties' must be explicitly set to false",
+    )
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "x", "-1", "²", "9" * 50])

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 pytest_plugins = ["pytester"]
 
 
 def passes(pytester: pytest.Pytester, source: str, passed: int) -> None:
+    """The tests in `source` run, and so many pass."""
     pytester.makepyfile(source)
     result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "--strict-markers")
     result.assert_outcomes(passed=passed)

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from aiolimiter import AsyncLimiter
 from hypothesis import given
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run `main` in virtual time."""
     return anyio.run(main, backend_options={"loop_factory": VirtualLoop})
 
 
@@ -123,6 +125,19 @@ def test_real_events_are_waited_for() -> None:
     assert run(main) == "arrived"
 
 
+def test_callbacks_from_elsewhere_come_before_the_next_timer() -> None:
+    """What is ready is done first; the clock jumps only when nothing is."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        seen: list[float] = []
+        loop.call_soon_threadsafe(lambda: seen.append(loop.time()))
+        await anyio.sleep(100)
+        return seen[0]
+
+    assert run(main) < 0.1
+
+
 def test_a_timer_that_rearms_itself_for_now_does_not_spin() -> None:
     """The clock moves a little each turn, so that what waits for the present moment gets past it."""
 
@@ -131,7 +146,7 @@ def test_a_timer_that_rearms_itself_for_now_does_not_spin() -> None:
         start = loop.time()
         turns = 0
         while loop.time() - start < 0.001:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             turns += 1
         return turns
 

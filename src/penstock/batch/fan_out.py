@@ -1,8 +1,8 @@
 """Fan-out: many prompts at once, results as they come.
 
 The rule here: input is read only as fast as items start, and items start only as fast as results are taken, so that
-memory depends on the concurrency and never on the length of the input. A failed request is a result; an exception of the
-caller's own leaves as itself.
+memory depends on the concurrency and never on the length of the input. A failed request is a result; an exception of
+the caller's own leaves as itself.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class FanOut:
         fail_fast: bool = False,
         **params: Any,
     ) -> None:
-        given: object = requests
+        given = cast("object", requests)
         if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable | AsyncIterable):
             raise TypeError(
                 "requests must be an iterable or async iterable of prompts or requests; for one prompt give [prompt]"
             )
-        number: object = concurrency
+        number = cast("object", concurrency)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
         if order not in get_args(Order):
@@ -131,7 +131,8 @@ class FanOut:
         """Wait for the next result.
 
         Raises:
-            Exception: The input's own, once everything that it gave before is delivered; or the first failure with `fail_fast`.
+            Exception: The input's own, once everything that it gave before is delivered; or the first failure with
+                `fail_fast`.
         """
         if self._group is None:
             raise RuntimeError("use it inside `async with …fan_out(…) as results:`")

@@ -50,7 +50,8 @@ class FanOutResult:
 
 def _error_body(error: Exception | None) -> object:
     """Return the API's own error body where there is one, else one of the same shape."""
-    if isinstance(error, anthropic.APIStatusError) and isinstance(error.body, dict):
-        return cast("dict[str, object]", error.body)
+    body: object = error.body if isinstance(error, anthropic.APIStatusError) else None
+    if isinstance(body, dict):
+        return cast("dict[str, object]", body)
     kind = "timeout_error" if isinstance(error, anthropic.APITimeoutError) else "api_error"
     return {"type": "error", "error": {"type": kind, "message": f"{type(error).__name__}: {error}"}}

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import anyio
 import httpx2
+from pydantic import ValidationError
 
 from penstock.cli.corpus import collect
-from penstock.cli.display import Display, clean
+from penstock.cli.display import Display
 from penstock.cli.local_server import LocalServer, ServerFailed, ServerOptions
 from penstock.cli.report import Report, rows
 from penstock.cli.tally import ServerStatistics, Tally, quota_used
@@ -68,13 +69,20 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> int:
-    """Run it; returns the exit code: 0 if all were answered, 1 if some weren't, 2 if it could not start, 130 after Ctrl-C."""
+    """Run it.
+
+    Args:
+        options: What it shall do.
+
+    Returns:
+        The exit code: 0 if all were answered, 1 if some weren't, 2 if it could not start, 130 after Ctrl-C.
+    """
     # Lines of the log would tear what is redrawn.
     display = Display(animated=False if options.log and sys.stderr.isatty() else None)
     tally = Tally()
     try:
         return _live(options, display, tally) if options.live else _simulated(options, display, tally)
-    except ServerFailed as error:
+    except (ServerFailed, ValidationError) as error:
         sys.stderr.write(f"penstock demo: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -116,7 +124,8 @@ def _live(options: DemoOptions, display: Display, tally: Tally) -> int:
     count = options.live or 0
     client = Client(log=options.log, observers=[tally])
     corpus = collect(count, seed=options.seed)
-    display.facts([*_about(corpus), ("API", "the real one"), ("Cost", f"at most about ${_most_usd(corpus.docstrings):.4f}")])
+    cost = f"at most about ${_most_usd(corpus.docstrings):.4f}"
+    display.facts([*_about(corpus), ("API", "the real one"), ("Cost", cost)])
     return anyio.run(_run, client, corpus.docstrings, display, tally, None)
 
 
@@ -136,9 +145,7 @@ def _limits(options: ServerOptions) -> str:
 def _most_usd(docstrings: Sequence[Docstring]) -> float:
     """What summaries cost at most: every reply as long as allowed, and twice the tokens that text usually has."""
     characters = sum(len(_SYSTEM) + len(docstring.text) for docstring in docstrings)
-    usage = Usage(
-        input_tokens=math.ceil(characters / _CHARACTERS_A_TOKEN), output_tokens=_MAX_TOKENS * len(docstrings)
-    )
+    usage = Usage(input_tokens=math.ceil(characters / _CHARACTERS_A_TOKEN), output_tokens=_MAX_TOKENS * len(docstrings))
     return float(price_of(usage, _MODEL))
 
 

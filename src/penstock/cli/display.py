@@ -5,6 +5,7 @@ The rule here: everything goes to the one console, and text from outside is show
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,10 +33,10 @@ Advance: TypeAlias = "Callable[[Tally, str], None]"
 
 
 def clean(text: str) -> str:
-    """Return a text on one line, without control characters.
+    r"""Return a text on one line, without control characters.
 
     Example:
-        >>> clean("two\\nlines \\x1b[31mred")
+        >>> clean("two\nlines \x1b[31mred")
         'two lines  [31mred'
     """
     return "".join(character if character.isprintable() else " " for character in text)
@@ -50,8 +51,11 @@ class Display:
     """
 
     def __init__(self, file: IO[str] | None = None, *, animated: bool | None = None) -> None:
-        self._console = Console(file=file, highlight=False, markup=False, emoji=False)
-        self._animated = self._console.is_terminal if animated is None else animated
+        out: IO[str] = sys.stdout if file is None else file
+        # Not left to the environment: FORCE_COLOR would send control characters to a file.
+        self._console = Console(file=out, force_terminal=out.isatty(), highlight=False, markup=False, emoji=False)
+        redrawable = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._animated = redrawable if animated is None else animated
 
     def __repr__(self) -> str:
         return f"<Display {'animated' if self._animated else 'plain'}, {self._console.width} columns>"

@@ -1,6 +1,7 @@
 """The simulator as a server in a process of its own, for as long as a block lasts.
 
-The rule here: the child never outlives the parent. It ends when its standard input does, which happens however the parent ends.
+The rule here: the child never outlives the parent. It ends when its standard input does, and that ends with the parent,
+however the parent ends.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         """Start the process; it may take a second until it listens."""
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and our own arguments
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -114,7 +115,9 @@ class LocalServer:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End the process, whatever happened."""
         process = self._running
         if process.stdin is not None:
@@ -144,7 +147,7 @@ class LocalServer:
         process = self._running
         if self._url is None and process.stderr is not None:
             self._url = _wait_for_url(process, process.stderr)
-            self._forwarder = threading.Thread(target=_forward, args=(process.stderr,), name="simulator-log", daemon=True)
+            self._forwarder = threading.Thread(target=_forward, args=(process.stderr,), daemon=True)
             self._forwarder.start()
         return str(self._url)
 

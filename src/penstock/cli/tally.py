@@ -1,4 +1,4 @@
-"""What a run came to: counts, times and tokens from the client's events, and the quota used from the server's own books.
+"""What a run came to: counts, times and tokens by the client's events, and the quota used by the server's own books.
 
 The rule here: it only adds up, and formats nothing.
 """

@@ -92,9 +92,10 @@ class Outcome:
 
 def _is_read(http: httpx2.Response) -> bool:
     try:
-        return isinstance(http.content, bytes)
+        _ = http.content
     except httpx2.ResponseNotRead:
         return False
+    return True
 
 
 def _status_error(response: Response, http: httpx2.Response) -> anthropic.APIStatusError | None:

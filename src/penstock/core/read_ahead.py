@@ -146,8 +146,9 @@ class _Reader:
     def hand_back(self) -> None:
         """Have the body closed, because who should have read it has dropped it."""
         if not (self.idle.is_set() or self._attempt.ended):
-            warnings.warn("a response body was dropped without being closed", ResourceWarning, stacklevel=3)
             self._attempt.call.put(self.inner.aclose)
+            # Last, because it raises where warnings are errors.
+            warnings.warn("a response body was dropped without being closed", ResourceWarning, stacklevel=3)
 
     async def finish_read(self) -> None:
         """Wait for the read under way."""

@@ -41,7 +41,7 @@ class Simulator:
         burst_s: capacity of the buckets, in seconds of refill, above 0.
         keys: API key to organization id; several keys may share one. None: every key is accepted, and is its own
             organization.
-        faults: fault name to its probability for each request, 0 to 1, together at most 1.
+        faults: fault name to its probability for each request that would succeed, 0 to 1, together at most 1.
         seed: fixes the faults that are drawn, and the ids.
         latency_s: time to the first byte, 0 or more.
         tokens_per_s: speed of generation, above 0. None: instantly.

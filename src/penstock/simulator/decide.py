@@ -9,7 +9,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from penstock.simulator import respond, validate
 from penstock.simulator.faults import PLAIN_EQUIVALENT, Fault, HtmlError, answer
@@ -18,7 +18,7 @@ from penstock.simulator.models import find_model, model_info, model_page
 from penstock.simulator.reply import compose, identifier
 from penstock.simulator.stream import event
 from penstock.simulator.tokens import count_input
-from penstock.simulator.wire import ApiError, is_object
+from penstock.simulator.wire import ApiError, invalid, is_object
 
 if TYPE_CHECKING:
     from penstock.simulator.clock import Clock
@@ -89,17 +89,22 @@ class Decision:
         self._quota: AnyQuota | None = None
 
     def charge(self, tokens: int) -> None:
-        """Count generated tokens, now."""
+        """Count generated tokens, now; only messages generate any."""
         self._entry.output_tokens += tokens
-        if isinstance(self._quota, Quota):
-            self._quota.output_tokens.take(tokens, self._api.clock.now())
+        cast("Quota", self._quota).output_tokens.take(tokens, self._api.clock.now())
 
     def answer(self, request: Request) -> Answer:
         """The answer to `request`, errors included."""
         try:
-            return self._route(request)
+            return self._route_or_refuse(request)
         except ApiError as error:
             return respond.error_answer(error, self._entry.request_id, partial(self._headers, error.status))
+
+    def _route_or_refuse(self, request: Request) -> Answer:
+        try:
+            return self._route(request)
+        except RecursionError:
+            raise invalid("The request body is nested too deeply") from None
 
     def _headers(self, status: int = 200) -> dict[str, str]:
         headers = {"request-id": self._entry.request_id}

@@ -213,10 +213,7 @@ def _text(body: Json, output_tokens: OutputTokens) -> str:
         return "Summary: " + " ".join(prompt.split()[:_SUMMARY_WORDS])
     size = max(0, wanted) * CHARACTERS
     words = prompt.split() or ["nothing"]
-    text = " ".join(islice(cycle(words), min(size, size // 2 + 1)))
-    while len(text) < size:
-        text += " " + text
-    return text[:size]
+    return " ".join(islice(cycle(words), size // 2 + 1))[:size]
 
 
 def _output_schema(body: Json) -> Json | None:

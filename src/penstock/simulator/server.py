@@ -142,8 +142,7 @@ async def _pause(seconds: float, receive: Receive) -> None:
     if seconds <= 0:
         return
     with anyio.move_on_after(seconds):
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await receive()  # the body is read, so that nothing but the end of the connection is left to receive
         raise _ClientLeft
 
 
@@ -167,8 +166,7 @@ async def _send(exchange: Exchange, receive: Receive, send: Send) -> None:
 
 async def _flush(held: bytes, send: Send) -> bytes:
     """Send what is held back; pieces that are due at the same moment go out together."""
-    if held:
-        await send({"type": "http.response.body", "body": held, "more_body": True})
+    await send({"type": "http.response.body", "body": held, "more_body": True})
     return b""
 
 
@@ -181,8 +179,7 @@ async def _drop(scope: Scope, receive: Receive, *, reset: bool) -> None:
         connection.abort()
     else:
         connection.close()
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await receive()
 
 
 class _Server(uvicorn.Server):
@@ -207,6 +204,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self._ready(_url(self._listener))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for protocol in list(self.server_state.connections):
+            protocol.transport.abort()  # or a stalled response would hold it up
+        await super().shutdown(sockets=sockets)
 
     def listen(self) -> None:
         """Serve until told to exit."""
