@@ -607,17 +607,14 @@ def test_what_is_not_json_is_refused(data: bytes) -> None:
     assert refusal(None, data=data) == "The request body is not valid JSON"
 
 
-@pytest.mark.parametrize("depth", [300, 900, 3000, 9000])
+@pytest.mark.parametrize("depth", [10, 300, 450, 900, 3000, 9000])
 def test_endless_nesting_never_breaks_it(depth: int) -> None:
     """However deep a schema is, it is taken or refused."""
-    schema = b'{"type":"object","anyOf":[' * depth + b"]}" * depth
+    schema = b'{"type":"object","additionalProperties":false,"anyOf":[' * depth + b"]}" * depth
     body = json.dumps(ask(tools=[{"name": "a", "strict": True, "input_schema": "SCHEMA"}])).encode()
-    message = refusal(None, data=body.replace(b'"SCHEMA"', schema))
-    assert message in (
-        "The request body is not valid JSON",
-        "The request body is nested too deeply",
-        "tools.0.custom.input_schema: For 'object' type, 'additionalProperties' must be explicitly set to false",
-    )
+    status, got = answer(None, data=body.replace(b'"SCHEMA"', schema))
+    refusals = ("The request body is not valid JSON", "The request body is nested too deeply")
+    assert status == 200 or got["error"]["message"] in refusals
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "x", "-1", "²", "9" * 50])

@@ -76,7 +76,7 @@ class LocalServer:
 
     Args:
         options: What it shall be like.
-        command: What starts it; its options follow.
+        command: What starts it, before its options; `python -m penstock.simulator` by default.
 
     Example:
         >>> options = ServerOptions(keys={"sk-1": "org-1"}, requests_per_minute=600, input_tokens_per_minute=1e6)
@@ -85,13 +85,9 @@ class LocalServer:
         True
     """
 
-    def __init__(
-        self,
-        options: ServerOptions,
-        *,
-        command: Sequence[str] = (sys.executable, "-P", "-m", "penstock.simulator"),
-    ) -> None:
-        self._command = [*command, *options.arguments()]
+    def __init__(self, options: ServerOptions, *, command: Sequence[str] = ()) -> None:
+        start = command or (sys.executable, "-P", "-m", "penstock.simulator")
+        self._command = [*start, *options.arguments()]
         self._process: subprocess.Popen[str] | None = None
         self._url: str | None = None
         self._forwarder: threading.Thread | None = None
