@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
+    from penstock.admission.statistics import AdmitStatistics
     from penstock.batch.fan_out import Order, Request
     from penstock.batch.result import FanOutResult
-    from penstock.guards.admit import AdmitStatistics
     from penstock.guards.breaker import CircuitBreakerStatistics
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
@@ -178,6 +178,33 @@ class Client:
         """The SDK's own `models`, governed."""
         return self.sdk.models
 
+    def add_key(self, key: str | Secret) -> str:
+        """Use one more API key from now on, or one that was quarantined or retired again.
+
+        Returns:
+            The name by which logs and statistics call it.
+
+        Raises:
+            TypeError: The governed client brings credentials of its own.
+        """
+        if self._given_sdk is not None and not self.settings.api_keys:
+            raise TypeError("this client uses the credentials of its sdk; keys can't be added to them")
+        secret = key if isinstance(key, Secret) else Secret(key)
+        name = self._chain.admit.pool.add(secret).name
+        self._chain.admit.line.wake()
+        return name
+
+    def retire_key(self, name: str) -> bool:
+        """Use a key no more; what is under way with it goes on.
+
+        Args:
+            name: As in logs and statistics (`key-…`).
+
+        Returns:
+            Whether there was such a key.
+        """
+        return self._chain.admit.pool.retire(name)
+
     # What it tells
 
     def statistics(self) -> ClientStatistics:
@@ -249,7 +276,7 @@ class Client:
         return FanOut(
             self.sdk,
             requests,
-            concurrency=concurrency if concurrency is not None else self.settings.concurrency,
+            concurrency=concurrency if concurrency is not None else self.settings.most_at_once,
             order=order,
             fail_fast=fail_fast,
             max_tokens=max_tokens if max_tokens is not None else self.settings.max_tokens,
@@ -401,8 +428,8 @@ def _keys_of_environment() -> tuple[Secret, ...]:
 def _own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
     # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
     limits = httpx2.Limits(
-        max_connections=max(1000, settings.concurrency),
-        max_keepalive_connections=max(100, settings.concurrency),
+        max_connections=max(1000, settings.most_at_once),
+        max_keepalive_connections=max(100, settings.most_at_once),
         keepalive_expiry=30.0,
     )
     transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient

@@ -25,8 +25,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from penstock.admission.options import AdmitOptions
 from penstock.core.secret import Secret
-from penstock.guards.admit import AdmitOptions
 from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from penstock.admission.keys import Balance
-    from penstock.admission.limits import Limits
+    from penstock.admission.limits import Limits, QuotaScope
 
 __all__ = ["Settings", "SettingsFields", "check_base_url"]
 
@@ -283,10 +283,17 @@ class SettingsFields(TypedDict, total=False):
     model: str | None
     max_tokens: int
     limits: Limits | dict[str, Limits] | None
-    concurrency: int
+    concurrency: int | Literal["adaptive"]
+    min_concurrency: int
+    max_concurrency: int
     max_queued: int | None
     queue_timeout_s: float | None
     balance: Balance
+    key_weights: dict[str, float]
+    quota_scope: QuotaScope
+    fair_by: str
+    tenant_weights: dict[str, float]
+    priority_weights: dict[str, float]
     retry: RetryOptions
     breaker: BreakerOptions
     log: bool

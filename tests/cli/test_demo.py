@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
     """A server in place of the real API, with the key that the environment names."""
-    simulator = Simulator(keys={"sk-live": "org"})
+    simulator = Simulator(keys={"sk-live": "org"}, tokens_per_s=200)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-live")
@@ -68,9 +68,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_server() -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_live_sends_so_many_to_the_api_of_the_environment(
-    api: Simulator, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_live_sends_so_many_to_the_api_of_the_environment(api: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
     """`--live 3` estimates the cost, sends three prompts with the environment's key, and starts no server."""
     assert main(["demo", "--live", "3"]) == 0
     said = capsys.readouterr().out

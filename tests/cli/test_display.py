@@ -24,12 +24,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same terminal for every test."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("LINES", "30")
 
 
 def shown(file: io.StringIO) -> list[str]:
+    """What was written, by line."""
     return file.getvalue().splitlines()
 
 

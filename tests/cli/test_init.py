@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of whoever runs the tests are none of theirs."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     monkeypatch.delenv("PENSTOCK_API_KEYS", raising=False)
 
@@ -94,9 +95,7 @@ def test_missing_extras_are_named_in_one_line(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("without_extras")
-def test_the_real_api_needs_no_server(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_api_needs_no_server(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--live`, only what shows the run is asked for."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-live")
     assert main(["demo", "--live", "3"]) == 2

@@ -10,6 +10,7 @@ from penstock.cli.tally import Tally
 
 
 def example() -> Tally:
+    """A run with everything in it."""
     tally = Tally()
     tally.answered = 1998
     tally.errors = Counter(InternalServerError=1, APIConnectionError=1)

@@ -105,23 +105,28 @@ class TokenBucket(AsyncLimiter):
             return 0.0
         return missing / self._rate_per_sec + _MARGIN_S
 
-    def sync(self, *, per_minute: float | None = None, remaining: float | None = None) -> None:
-        """Correct the bucket by what the API says: a new rate at once, what remains only downward.
-
-        What remains is never corrected upward, because the API's count may lack requests of ours that are under way.
-        Numbers that make no sense are ignored.
+    def change(self, *, per_minute: float, capacity: float) -> None:
+        """Change the limits from now on; what has been taken stays taken.
 
         Args:
-            per_minute: The limit, above 0; the capacity follows it.
-            remaining: What the API says is left.
+            per_minute: More than 0.
+            capacity: More than 0.
         """
         self._leak()
-        if per_minute is not None and 0 < per_minute < math.inf and not math.isclose(per_minute, self.per_minute):
-            self._rate_per_sec = per_minute / 60
-            self.max_rate = per_minute
-            self.time_period = 60
-        if remaining is not None and math.isfinite(remaining):
-            self._level = max(self._level, self.max_rate - remaining)
+        self._rate_per_sec = per_minute / 60
+        self.time_period = capacity * 60 / per_minute
+        self.max_rate = capacity
+
+    def correct(self, *, at_least: float, at_most: float) -> None:
+        """Move what is available into a range that is known better; what lies in it already stays as it is.
+
+        Args:
+            at_least: At least so much is available; `-inf` if that isn't known.
+            at_most: At most so much is; where both contradict each other, this one holds.
+        """
+        self._leak()
+        available = min(max(self.max_rate - self._level, at_least), at_most)
+        self._level = max(self.max_rate - available, 0.0)
 
     def _check(self, amount: float) -> None:
         if not 0 <= amount < math.inf:

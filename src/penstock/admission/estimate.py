@@ -1,57 +1,69 @@
 """Guesses what a request will cost before it is sent, and learns from what each one did cost.
 
 The rule here: characters are counted, never copied. Both guesses are running means by model, recent answers weighing
-more, so that they follow the tokenizer and the task; `max_tokens` only bounds the output guess, because the API counts
-tokens really generated.
+more, so that they follow the tokenizer, the task, and how much the prompt cache saves; `max_tokens` only bounds the
+output guess, because the API counts tokens really generated.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from penstock.admission.images import image_tokens, pdf_tokens
 from penstock.admission.limits import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from penstock.core.usage import Usage
 
-__all__ = ["Estimator", "characters_of"]
+__all__ = ["Estimator", "Size", "size_of"]
 
-# Where nothing has been learned yet: newer tokenizers make about a third more tokens than one for four characters.
+# Where nothing has been learned yet: the newer tokenizers make a third more tokens than one for four characters.
 _CHARACTERS_PER_TOKEN = 3.2
 _OUTPUT_TOKENS = 500.0
 _PRIOR_TOKENS = 100.0
 _MEMORY = 0.9
 _MOST_MODELS = 1000
-# An image is counted by its area; 1,600 tokens is about what the largest standard-tier image costs
-# (`ceil(w/28) * ceil(h/28)` <= 1,568).
-_IMAGE_CHARACTERS = 1600 * _CHARACTERS_PER_TOKEN
 
 
-def characters_of(body: object) -> float:
-    """Return the number of characters of all text in a request body; images count as what they cost, not as encoded.
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a request is.
+
+    Attributes:
+        characters: Of all text, tools and system prompt included.
+        media_tokens: Tokens of images and documents, which don't depend on the tokenizer.
+    """
+
+    characters: float
+    media_tokens: float = 0.0
+
+
+def size_of(body: object, model: str = "") -> Size:
+    """Measure a request body; images and documents count as what they cost, not as their encoding.
 
     Example:
-        >>> characters_of({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5})
-        9.0
+        >>> size_of({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5})
+        Size(characters=9, media_tokens=0.0)
     """
-    total = 0.0
-    stack = [body]
+    characters = 0
+    media = 0.0
+    stack: list[object] = [body]
     while stack:
         item = stack.pop()
         if isinstance(item, str):
-            total += len(item)
+            characters += len(item)
         elif isinstance(item, dict):
-            fields = cast("dict[str, object]", item)
-            if fields.get("type") == "base64":
-                total += _IMAGE_CHARACTERS
+            item = cast("dict[str, object]", item)
+            if item.get("type") == "base64" and isinstance(data := item.get("data"), str):
+                pdf = item.get("media_type") == "application/pdf"
+                media += pdf_tokens(data) if pdf else image_tokens(data, model)
             else:
-                stack.extend(fields.values())
+                stack.extend(item.values())
         elif isinstance(item, list | tuple):
-            stack.extend(cast("Sequence[object]", item))
-    return total
+            stack.extend(cast("list[object]", item))
+    return Size(characters, media)
 
 
 class _Learned:
@@ -65,8 +77,8 @@ class _Learned:
         self.output_tokens = _OUTPUT_TOKENS
         self.answers = 0
 
-    def add(self, characters: float, input_tokens: int, output_tokens: int) -> None:
-        if characters > 0 and input_tokens > 0:
+    def add(self, characters: float, input_tokens: float, output_tokens: int) -> None:
+        if characters > 0:
             # Sums, not a mean of ratios: a long prompt tells more about the tokenizer than a short one.
             self.characters = self.characters * _MEMORY + characters
             self.input_tokens = self.input_tokens * _MEMORY + input_tokens
@@ -79,10 +91,8 @@ class Estimator:
     """Learns what requests of each model cost.
 
     Example:
-        >>> Estimator().cost(
-        ...     "claude-haiku-5-5", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100}
-        ... ).output_tokens
-        100.0
+        >>> Estimator().cost("claude-haiku-5-5", Size(320), max_tokens=50)
+        Cost(requests=1, input_tokens=100.0, output_tokens=50.0)
     """
 
     __slots__ = ("_models",)
@@ -93,20 +103,18 @@ class Estimator:
     def __repr__(self) -> str:
         return f"<Estimator of {len(self._models)} models>"
 
-    def cost(self, model: str, body: Mapping[str, object]) -> Cost:
-        """Return what a request will probably cost."""
-        return self.cost_of(model, characters_of(body), body.get("max_tokens"))
-
-    def cost_of(self, model: str, characters: float, max_tokens: object) -> Cost:
-        """Return what a request of so many characters will probably cost."""
+    def cost(self, model: str, size: Size, max_tokens: object) -> Cost:
+        """Return what a request will probably take from its limits."""
         learned = self._of(model)
-        expected = learned.output_tokens
-        most = float(max_tokens) if isinstance(max_tokens, int) and max_tokens >= 0 else expected
-        return Cost(1, characters * learned.input_tokens / learned.characters, min(expected, most))
+        output = learned.output_tokens
+        if isinstance(max_tokens, int) and max_tokens >= 0:
+            output = min(output, float(max_tokens))
+        return Cost(1, size.characters * learned.input_tokens / learned.characters + size.media_tokens, output)
 
-    def learn(self, model: str, characters: float, usage: Usage) -> None:
-        """Learn from what a request did cost."""
-        self._of(model).add(characters, usage.total_input_tokens, usage.output_tokens)
+    def learn(self, model: str, size: Size, usage: Usage) -> None:
+        """Learn from what a request took from its limits; input that the cache had doesn't count against them."""
+        text_tokens = max(usage.rate_limited_input_tokens - size.media_tokens, 0.0)
+        self._of(model).add(size.characters, text_tokens, usage.output_tokens)
 
     def _of(self, model: str) -> _Learned:
         learned = self._models.get(model)

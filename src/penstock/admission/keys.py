@@ -8,22 +8,26 @@ here waits.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from penstock.admission.quota import Quarantine, Quota
+from penstock.admission.quarantine import Quarantine
+from penstock.admission.quota import Quota
+from penstock.errors import RequestExceedsQuota
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from penstock.admission.limits import Cost, Limits
-    from penstock.admission.quota import ClassQuota
     from penstock.core.secret import Secret
 
 __all__ = ["Balance", "Choice", "Key", "KeyPool"]
 
-Balance = Literal["round_robin", "random"]
+Balance = Literal["headroom", "least_loaded", "round_robin", "random"]
+
+_MOST_SESSIONS = 10_000
 
 
 class Key:
@@ -32,22 +36,33 @@ class Key:
     Args:
         secret: The key itself; `None` for the credentials that the SDK client brings.
         quota: What it spends from.
+        weight: Its share of the work, more than 0.
 
     Attributes:
         name: How logs and statistics call it.
         quarantine: Holds after a 401.
+        in_flight: Requests under way with it.
+        turn: What it has served, by weight.
     """
 
-    __slots__ = ("name", "quarantine", "quota", "secret")
+    __slots__ = ("in_flight", "name", "quarantine", "quota", "secret", "turn", "weight")
 
-    def __init__(self, secret: Secret | None, quota: Quota) -> None:
+    def __init__(self, secret: Secret | None, quota: Quota, weight: float = 1.0) -> None:
         self.secret = secret
         self.name = secret.name if secret is not None else "sdk"
         self.quota = quota
+        self.weight = weight
         self.quarantine = Quarantine()
+        self.in_flight = 0
+        self.turn = 0.0
 
     def __repr__(self) -> str:
-        return f"<Key {self.name} of {self.quota.name}{', quarantined' if self.quarantine.active else ''}>"
+        return f"<Key {self.name} of {self.quota.name}{', quarantined' if self.quarantined else ''}>"
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it, or its quota, is quarantined."""
+        return self.quarantine.active or self.quota.quarantine.active
 
     def may_use(self, *, now: float) -> bool:
         """Whether it, and its quota, may be used now."""
@@ -64,7 +79,7 @@ class Choice:
 
     Attributes:
         key: The key that can take the whole cost now; `None` if there is none.
-        wait_s: Seconds until one can; infinity if only the end of a request under way can tell.
+        wait_s: Seconds until one can; infinity if there are no keys at all.
         quarantined: Whether every key is quarantined, so that `wait_s` is until the next probe.
         cooling: Whether the wait is for a cool-down that the API asked for.
     """
@@ -81,8 +96,10 @@ class KeyPool:
     Args:
         secrets: The keys; `None` stands for the credentials that the SDK client brings.
         configured: Gives the limits configured for a model class.
-        balance: `"round_robin"` or `"random"`.
+        balance: `"headroom"`: the quota with the most left; `"least_loaded"`: the key with the fewest requests under
+            way; `"round_robin"`; or `"random"`. All but the first two by weight.
         rng: Source of chance for `"random"`.
+        weights: By name of the key; 1 where none is given.
     """
 
     def __init__(
@@ -92,19 +109,42 @@ class KeyPool:
         configured: Callable[[str], Limits],
         balance: Balance,
         rng: random.Random,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._configured = configured
         self._balance = balance
         self._rng = rng
-        self._next = 0
+        self._weights = dict(weights or {})
+        self._sessions: OrderedDict[str, str] = OrderedDict()
         self.quotas: dict[str, Quota] = {}
         self.keys: list[Key] = []
         for secret in dict.fromkeys(secrets):
-            name = secret.name if secret is not None else "sdk"
-            self.keys.append(Key(secret, self._quota(name)))
+            self.add(secret)
 
     def __repr__(self) -> str:
         return f"<KeyPool {self.keys}>"
+
+    def add(self, secret: Secret | None) -> Key:
+        """Add a key; one that is there already starts afresh, its quarantine ended."""
+        name = secret.name if secret is not None else "sdk"
+        for key in self.keys:
+            if key.name == name:
+                key.quarantine.end()
+                return key
+        key = Key(secret, self._quota(name), self._weights.get(name, 1.0))
+        # It takes its place among the others instead of all the work until it has served as much.
+        key.turn = min((other.turn for other in self.keys), default=0.0)
+        self.keys.append(key)
+        return key
+
+    def retire(self, name: str) -> bool:
+        """Use a key no more; what is under way with it goes on. Returns whether there was such a key."""
+        for key in self.keys:
+            if key.name == name:
+                self.keys.remove(key)
+                self._drop_unused(key.quota)
+                return True
+        return False
 
     def _quota(self, name: str) -> Quota:
         quota = self.quotas.get(name)
@@ -112,49 +152,85 @@ class KeyPool:
             quota = self.quotas[name] = Quota(name, self._configured)
         return quota
 
-    def choose(self, model_class: str, cost: Cost, *, now: float) -> Choice:
+    def _drop_unused(self, quota: Quota) -> None:
+        if all(key.quota is not quota for key in self.keys):
+            self.quotas.pop(quota.name, None)
+
+    def choose(self, model_class: str, cost: Cost, *, now: float, session: str | None = None) -> Choice:
         """Return a key that can take `cost` now, or how long to wait for one.
 
+        Args:
+            model_class: What it is for.
+            cost: What must be there.
+            now: Time of the event loop.
+            session: A session keeps to its quota while there is room, because prompt caches live there.
+
         Raises:
-            RequestExceedsQuota: No usable key's quota can ever hold the cost.
+            RequestExceedsQuota: No usable key's limits can ever grant the cost.
         """
-        usable = [key for key in self._in_order() if key.may_use(now=now)]
-        if len(usable) < len(self.keys):
-            probe_s = min(key.again_in_s(now=now) for key in self.keys if not key.may_use(now=now))
-            if not usable:
-                return Choice(None, probe_s, quarantined=True)
-        else:
-            probe_s = math.inf
-        shortest = math.inf
-        cooling = False
-        for key in usable:
+        able: list[Key] = []
+        shortest = probe_s = math.inf
+        cooling = usable = False
+        for key in self.keys:
+            if not key.may_use(now=now):
+                probe_s = min(probe_s, key.again_in_s(now=now))
+                continue
+            usable = True
             allowance = key.quota.of_class(model_class)
             wait = allowance.wait_s(cost, now=now)
             if wait == 0.0:
-                return Choice(key)
-            if wait < shortest:
+                able.append(key)
+            elif wait < shortest:
                 shortest, cooling = wait, allowance.cooling_until - now >= wait
-        if shortest == math.inf:
-            self._too_large(usable, model_class, cost)
+        if able:
+            return Choice(self._pick(able, model_class, session))
+        if not usable:
+            return Choice(None, probe_s, quarantined=True)
         # A key to be probed sooner than the others are free may turn out to work.
         return Choice(None, min(shortest, probe_s), cooling=cooling and shortest <= probe_s)
 
-    def _in_order(self) -> list[Key]:
-        if len(self.keys) < 2:
-            return self.keys
+    def check(self, model_class: str, cost: Cost, *, now: float) -> None:
+        """Refuse a cost that no usable key could ever take.
+
+        Raises:
+            RequestExceedsQuota: So it is.
+        """
+        error: RequestExceedsQuota | None = None
+        for key in self.keys:
+            if not key.may_use(now=now):
+                continue
+            try:
+                key.quota.of_class(model_class).check(cost)
+            except RequestExceedsQuota as found:
+                error = found
+            else:
+                return
+        if error is not None:
+            raise error
+
+    def _pick(self, able: list[Key], model_class: str, session: str | None) -> Key:
+        if len(able) == 1:
+            return able[0]
+        if session is not None and (quota := self._sessions.get(session)) is not None:
+            able = [key for key in able if key.quota.name == quota] or able
         if self._balance == "random":
-            return self._rng.sample(self.keys, len(self.keys))
-        start = self._next % len(self.keys)
-        return self.keys[start:] + self.keys[:start]
+            return self._rng.choices(able, [key.weight for key in able])[0]
+        if self._balance == "least_loaded":
+            return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
+        if self._balance == "headroom":
+            # Of one quota's keys, or of quotas alike, the one whose turn it is.
+            return min(able, key=lambda key: (-round(key.quota.of_class(model_class).headroom(), 2), key.turn))
+        return min(able, key=lambda key: key.turn)
 
-    def _too_large(self, usable: list[Key], model_class: str, cost: Cost) -> None:
-        for key in usable:
-            key.quota.of_class(model_class).check(cost)
-
-    def use(self, key: Key) -> bool:
+    def use(self, key: Key, *, session: str | None = None) -> bool:
         """Note that `key` was chosen; True if its request is a probe."""
-        if self._balance == "round_robin":
-            self._next = self.keys.index(key) + 1
+        key.in_flight += 1
+        key.turn += 1 / key.weight
+        if session is not None:
+            self._sessions[session] = key.quota.name
+            self._sessions.move_to_end(session)
+            if len(self._sessions) > _MOST_SESSIONS:
+                self._sessions.popitem(last=False)
         on_key = key.quarantine.probe()
         return key.quota.quarantine.probe() or on_key
 
@@ -163,7 +239,7 @@ class KeyPool:
 
         What the key has under way is settled with the quota that it was taken from; headers correct the rest.
         """
-        if quota_id is None or key.quota.name == quota_id:
+        if quota_id is None or key.quota.name == quota_id or key not in self.keys:
             return False
         before = key.quota
         known = self.quotas.get(quota_id)
@@ -174,16 +250,11 @@ class KeyPool:
             self.quotas[quota_id] = before
             return True
         key.quota = self._quota(quota_id)
-        if all(other.quota is not before for other in self.keys):
-            del self.quotas[before.name]
-            for model_class, allowance in before.classes.items():
-                key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
+        self._drop_unused(before)
+        for model_class, allowance in before.classes.items():
+            key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
         return True
 
     def others(self, key: Key, *, now: float) -> bool:
         """Whether another key than `key` may be used now."""
         return any(other is not key and other.may_use(now=now) for other in self.keys)
-
-    def class_quota(self, key: Key, model_class: str) -> ClassQuota:
-        """Return what `key` may spend on a model class."""
-        return key.quota.of_class(model_class)

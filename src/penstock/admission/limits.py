@@ -7,18 +7,23 @@ API says wins below it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from penstock.core.clock import wall_now
 from penstock.core.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Cost", "LimitHeaders", "Limits", "limits_for"]
+__all__ = ["Cost", "LimitHeaders", "Limits", "QuotaScope", "limits_for"]
+
+QuotaScope = Literal["workspace", "organization", "key"]
 
 
 class Limits(Options):
@@ -81,26 +86,44 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class LimitHeaders:
-    """What an answer's headers tell of its quota; `None` or missing where they tell nothing.
+    """What an answer's headers tell of its quota; missing where they tell nothing.
 
     Attributes:
         organization: `anthropic-organization-id`.
         workspace: `anthropic-workspace-id`.
         limits: Limits per minute, by bucket name.
         remaining: What is left, by bucket name; tokens are rounded to thousands by the API.
+        resets: When each bucket is full again, as sent.
+        date: The API's own clock, as sent.
     """
 
-    organization: str | None
-    workspace: str | None
-    limits: Mapping[str, float]
-    remaining: Mapping[str, float]
+    organization: str | None = None
+    workspace: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict[str, float])
+    remaining: Mapping[str, float] = field(default_factory=dict[str, float])
+    resets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    date: bytes | None = None
 
-    @property
-    def quota_id(self) -> str | None:
-        """Names the organization and workspace whose limits these are."""
-        if self.organization is None and self.workspace is None:
+    def quota_id(self, scope: QuotaScope) -> str | None:
+        """Name whose limits these are, an organization's or a workspace's; `None` where they don't say."""
+        if scope == "key" or (self.organization is None and self.workspace is None):
             return None
-        return f"{self.organization or ''}/{self.workspace or ''}"
+        workspace = self.workspace if scope == "workspace" else None
+        return f"{self.organization or ''}/{workspace}" if workspace else self.organization
+
+    def seconds_to_full(self, name: str) -> float | None:
+        """Return how long until a bucket is full again, by the API's clock; `None` where that can't be read."""
+        reset = self.resets.get(name)
+        if reset is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(reset.decode("ascii"))
+            now = parsedate_to_datetime(self.date.decode("ascii")) if self.date else wall_now()
+            seconds = (moment - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        # A bucket that a minute doesn't fill is one that headers of another date, or a wrong clock, speak of.
+        return seconds if -_CLOCK_ERROR_S <= seconds <= _MOST_TO_FULL_S else None
 
     @classmethod
     def read(cls, raw: Iterable[tuple[bytes, bytes]]) -> LimitHeaders:
@@ -110,34 +133,38 @@ class LimitHeaders:
             >>> LimitHeaders.read([(b"anthropic-ratelimit-requests-limit", b"50")]).limits
             {'requests': 50.0}
         """
-        found: dict[bytes, bytes] = {}
-        limits: dict[str, float] = {}
-        remaining: dict[str, float] = {}
+        texts: dict[bytes, bytes] = {}
+        numbers: dict[str, dict[str, float]] = {"limit": {}, "remaining": {}}
+        resets: dict[str, bytes] = {}
         for name, value in raw:
-            if len(name) < len(_PREFIX) or name[:10].lower() != b"anthropic-":
+            # Most headers are others, and need no lower-casing to be told apart.
+            if name[:1] not in _INITIALS:
                 continue
-            name = name.lower()  # noqa: PLW2901 - most headers need no lower-casing at all
+            name = name.lower()  # noqa: PLW2901
             place = _PLACES.get(name)
             if place is None:
-                found[name] = value
-                continue
-            bucket, is_limit = place
-            number = _number(value)
-            if number is not None:
-                (limits if is_limit else remaining)[bucket] = number
+                texts[name] = value
+            elif place[1] == "reset":
+                resets[place[0]] = value
+            elif (number := _number(value)) is not None:
+                numbers[place[1]][place[0]] = number
         return cls(
-            _text(found.get(b"anthropic-organization-id")),
-            _text(found.get(b"anthropic-workspace-id")),
-            limits,
-            remaining,
+            _text(texts.get(b"anthropic-organization-id")),
+            _text(texts.get(b"anthropic-workspace-id")),
+            numbers["limit"],
+            numbers["remaining"],
+            resets,
+            texts.get(b"date"),
         )
 
 
-_PREFIX = b"anthropic-workspace-id"
+_INITIALS = (b"a", b"A", b"d", b"D")
+_CLOCK_ERROR_S = 2.0
+_MOST_TO_FULL_S = 65.0
 _PLACES = {
-    f"anthropic-ratelimit-{bucket.replace('_', '-')}-{what}".encode(): (bucket, what == "limit")
+    f"anthropic-ratelimit-{bucket.replace('_', '-')}-{what}".encode(): (bucket, what)
     for bucket in Cost.NAMES
-    for what in ("limit", "remaining")
+    for what in ("limit", "remaining", "reset")
 }
 
 

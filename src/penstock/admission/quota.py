@@ -1,31 +1,38 @@
 """What one organization or workspace may spend, for each model class.
 
 The rule here: synchronous decisions on the event loop's time. A cost is taken from all buckets or from none; what was
-taken is settled with what was really used, once.
+taken is settled with what was really used, once. What the API says corrects the rest.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock.admission.bucket import TokenBucket
 from penstock.admission.limits import Cost, Limits
+from penstock.admission.quarantine import Quarantine
+from penstock.admission.ramp import Ramp
 from penstock.errors import RequestExceedsQuota
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from penstock.admission.limits import LimitHeaders
 
-__all__ = ["BucketStatistics", "ClassQuota", "Quarantine", "Quota"]
+__all__ = ["BucketStatistics", "ClassQuota", "Mark", "Quota"]
 
 # `remaining` of tokens is rounded to the nearest thousand.
 _ROUNDING = {"requests": 0.0, "input_tokens": 500.0, "output_tokens": 500.0}
-# Requests under way before the first answer has taught the limits, and how many more each second.
+# Requests under way before the first answer has told what is left, and how many more each second.
 _FIRST_WAVE = 10.0
-_FIRST_PROBE_S = 60.0
-_LAST_PROBE_S = 3600.0
+# `reset` has whole seconds, so that a capacity is read off it with that error; one close to the limit is the limit.
+_RESET_ERROR_S = 1.0
+_AS_GOOD_AS = 0.8
+# Dates take time to read: a capacity is looked at in the first answers, and then in one of so many.
+_EVERY_EARLY = 4
+_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,67 +50,21 @@ class BucketStatistics:
     per_minute: float
 
 
-class Quarantine:
-    """Keeps something from use, and lets one request probe it from time to time: after 60 s, doubling to 1 h.
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What had been taken when a request was let in; against it the request's answer is read.
 
-    Example:
-        >>> quarantine = Quarantine()
-        >>> quarantine.begin(now=0)
-        >>> quarantine.may_use(now=59), quarantine.may_use(now=60)
-        (False, True)
+    Attributes:
+        number: Counts the requests of a quota and model class.
+        at: Time of the event loop.
+        taken: Taken by then, less what was given back, by bucket; the request's own share included.
+        reserved_output: Output tokens set aside for requests under way then, this one's included.
     """
 
-    __slots__ = ("_interval_s", "_probing", "until")
-
-    def __init__(self) -> None:
-        self.until: float | None = None
-        self._interval_s = _FIRST_PROBE_S
-        self._probing = False
-
-    def __repr__(self) -> str:
-        return f"<Quarantine until={self.until} probing={self._probing}>"
-
-    @property
-    def active(self) -> bool:
-        """Whether it holds."""
-        return self.until is not None
-
-    def begin(self, *, now: float) -> None:
-        """Begin it, or after a failed probe again for twice as long; a late failure changes nothing."""
-        if self.until is None:
-            self._interval_s = _FIRST_PROBE_S
-        elif self._probing:
-            self._interval_s = min(self._interval_s * 2, _LAST_PROBE_S)
-        else:
-            return
-        self._probing = False
-        self.until = now + self._interval_s
-
-    def end(self) -> None:
-        """End it."""
-        self.until = None
-        self._probing = False
-
-    def may_use(self, *, now: float) -> bool:
-        """Whether a request may use it now; the caller then calls `probe`."""
-        return self.until is None or (now >= self.until and not self._probing)
-
-    def probe(self) -> bool:
-        """Note that a request uses it; True if that is a probe, of which there is one at a time."""
-        if self.until is None:
-            return False
-        self._probing = True
-        return True
-
-    def probe_told_nothing(self, *, now: float) -> None:
-        """Note that a probe ended without an answer; the next request may probe again."""
-        if self._probing:
-            self._probing = False
-            self.until = now
-
-    def again_in_s(self, *, now: float) -> float:
-        """Return the seconds until the next probe; 0 if it may be used."""
-        return 0.0 if self.until is None else max(self.until - now, 0.0 if not self._probing else _FIRST_PROBE_S)
+    number: int
+    at: float
+    taken: tuple[float, float, float]
+    reserved_output: float
 
 
 class ClassQuota:
@@ -116,9 +77,23 @@ class ClassQuota:
         buckets: By name; a name without limit has none.
         cooling_until: Time of the event loop until which nothing is sent.
         in_flight: Requests under way.
+        ramp: Set after the API complained of too steep a growth.
     """
 
-    __slots__ = ("_configured", "_first_at", "_reserved", "_taught", "buckets", "cooling_until", "in_flight")
+    __slots__ = (
+        "_configured",
+        "_first_at",
+        "_informed",
+        "_number",
+        "_reserved_output",
+        "_taken",
+        "_taught",
+        "_wave",
+        "buckets",
+        "cooling_until",
+        "in_flight",
+        "ramp",
+    )
 
     def __init__(self, configured: Limits) -> None:
         self._configured = {
@@ -131,61 +106,82 @@ class ClassQuota:
         }
         self.cooling_until = 0.0
         self.in_flight = 0
-        self._reserved = dict.fromkeys(Cost.NAMES, 0.0)
-        self._taught = bool(self.buckets)
+        self.ramp = Ramp()
+        self._taken = dict.fromkeys(Cost.NAMES, 0.0)
+        self._reserved_output = 0.0
+        self._number = 0
+        self._informed = 0
+        self._taught = False
+        self._wave = max(_FIRST_WAVE, (configured.requests_per_minute or 0.0) / 60)
         self._first_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<ClassQuota {list(self.buckets.values())}, {self.in_flight} in flight>"
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self.in_flight
+
     def check(self, cost: Cost) -> None:
         """Refuse a cost that no wait would make fit.
 
         Raises:
-            RequestExceedsQuota: It is larger than a bucket can ever hold.
+            RequestExceedsQuota: It is larger than a limit can ever grant.
         """
         for name, bucket in self.buckets.items():
-            needed = self._needed(name, cost)
-            if needed > bucket.capacity:
-                raise RequestExceedsQuota(name, needed=needed, capacity=bucket.capacity)
-
-    def _needed(self, name: str, cost: Cost) -> float:
-        """How much must be there. Of output no more than a full bucket: it is a guess, and only the answer can tell."""
-        needed: float = getattr(cost, name)
-        return min(needed, self.buckets[name].capacity) if name == "output_tokens" else needed
+            needed: float = getattr(cost, name)
+            most = max(bucket.capacity, bucket.per_minute)
+            if needed > most and name != "output_tokens":
+                raise RequestExceedsQuota(name, needed=needed, capacity=most)
 
     def wait_s(self, cost: Cost, *, now: float) -> float:
         """Return how long until `cost` can be taken: 0 for now."""
-        wait = self.cooling_until - now
+        wait = max(self.cooling_until - now, self.ramp.wait_s(now=now))
         if not self._taught:
             wait = max(wait, self._first_wave_s(now))
         for name, bucket in self.buckets.items():
-            wait = max(wait, bucket.seconds_until(self._needed(name, cost)))
+            # Never more than a full bucket: output is a guess, and a learned capacity comes of coarse headers.
+            wait = max(wait, bucket.seconds_until(min(getattr(cost, name), bucket.max_rate)))
         return max(wait, 0.0)
 
     def _first_wave_s(self, now: float) -> float:
-        """Begin gently while nothing is known: a first wave, and as many more each second."""
+        """Begin gently until an answer tells what is left: a first wave, and as many more each second."""
         since = now - self._first_at if self._first_at is not None else 0.0
-        return self.in_flight / _FIRST_WAVE - 0.9 - since
+        return (self.in_flight + 1) / self._wave - 1 - since
 
-    def take(self, cost: Cost, *, now: float) -> None:
+    def headroom(self) -> float:
+        """Return the share of the scarcest bucket that is left, at most 1; 1 where no limit is known."""
+        return min((bucket.available / bucket.capacity for bucket in self.buckets.values()), default=1.0)
+
+    def take(self, cost: Cost, *, now: float) -> Mark:
         """Take `cost` from every bucket."""
         if self._first_at is None:
             self._first_at = now
         self.in_flight += 1
+        self._number += 1
+        self._reserved_output += cost.output_tokens
+        self.ramp.admitted(now=now)
         for name in Cost.NAMES:
             amount: float = getattr(cost, name)
-            self._reserved[name] += amount
+            self._taken[name] += amount
             if (bucket := self.buckets.get(name)) is not None:
                 bucket.take(amount)
+        taken = self._taken
+        return Mark(
+            self._number,
+            now,
+            (taken["requests"], taken["input_tokens"], taken["output_tokens"]),
+            self._reserved_output,
+        )
 
     def settle(self, taken: Cost, used: Cost) -> None:
         """Replace what was taken by what was used."""
         self.in_flight -= 1
+        self._reserved_output -= taken.output_tokens
         for name in Cost.NAMES:
-            amount: float = getattr(taken, name)
-            difference: float = getattr(used, name) - amount
-            self._reserved[name] -= amount
+            difference: float = getattr(used, name) - getattr(taken, name)
+            self._taken[name] += difference
             bucket = self.buckets.get(name)
             if bucket is None or difference == 0:
                 continue
@@ -200,24 +196,103 @@ class ClassQuota:
         self.cooling_until = max(self.cooling_until, until)
         return longer
 
-    def learn(self, headers: LimitHeaders) -> bool:
-        """Correct the buckets by an answer's headers. Returns whether a limit changed."""
+    # What the API says
+
+    def learn(
+        self, headers: LimitHeaders, mark: Mark, cost: Cost, *, now: float, refused_for_s: float | None = None
+    ) -> bool:
+        """Correct the buckets by the headers of an answer.
+
+        Args:
+            headers: Of the answer.
+            mark: Of its request.
+            cost: What its request has taken, and not settled yet.
+            now: Time of the event loop.
+            refused_for_s: Seconds to wait, if it is a 429.
+
+        Returns:
+            Whether a limit changed.
+        """
         self._taught = True
+        changed = self._learn_limits(headers)
+        if refused_for_s is not None:
+            self._learn_refusal(headers, cost, refused_for_s)
+            return changed
+        if mark.number < self._informed:
+            # An answer to a later request has told more.
+            return changed
+        self._informed = mark.number
+        for place, name in enumerate(Cost.NAMES):
+            bucket, remaining = self.buckets.get(name), headers.remaining.get(name)
+            if bucket is None or remaining is None:
+                continue
+            if mark.number <= _EVERY_EARLY or mark.number % _EVERY == 0:
+                self._learn_capacity(bucket, remaining, headers.seconds_to_full(name))
+            since = self._taken[name] - mark.taken[place]
+            refilled = (now - mark.at) * bucket.per_minute / 60
+            if name == "output_tokens":
+                # What is still being generated is not in the API's count.
+                begun = remaining + refilled - since - mark.reserved_output
+                ended = remaining - (self._reserved_output - cost.output_tokens)
+            else:
+                begun, ended = remaining + refilled - since, remaining
+            self._correct(bucket, begun, ended, since)
+        return changed
+
+    def _learn_refusal(self, headers: LimitHeaders, cost: Cost, seconds: float) -> None:
+        """A bucket that could not take a request will only just be able to after the seconds told."""
+        for name, bucket in self.buckets.items():
+            remaining = headers.remaining.get(name)
+            if remaining is not None and remaining - _ROUNDING[name] < getattr(cost, name):
+                # The cost is still taken here, and will be given back.
+                bucket.correct(at_least=-math.inf, at_most=-seconds * bucket.per_minute / 60)
+
+    @staticmethod
+    def _correct(bucket: TokenBucket, begun: float, ended: float, since: float) -> None:
+        """Move a bucket into the range that an answer leaves possible.
+
+        The API may have counted when it began the answer or when it ended it; ours, other processes' and what is on its
+        way are told apart by neither. So the bucket is corrected only where both readings agree that it is wrong.
+        """
+        rounding, most = _ROUNDING[bucket.name], max(begun, ended)
+        if bucket.available > most + rounding:
+            # To the careful side: a bias of half a thousand tokens would be refused again and again.
+            bucket.correct(at_least=-math.inf, at_most=most - rounding)
+        else:
+            bucket.correct(at_least=min(begun, ended - max(since, 0.0)) - rounding, at_most=math.inf)
+
+    def _learn_limits(self, headers: LimitHeaders) -> bool:
         changed = False
         for name in Cost.NAMES:
             limit = self._bounded(name, headers.limits.get(name))
-            bucket = self.buckets.get(name)
-            if limit is not None and bucket is None:
-                bucket = self.buckets[name] = TokenBucket(limit, name=name)
-                # What is under way was taken before there was a bucket, and will be settled with it.
-                bucket.take(max(self._reserved[name], 0.0))
-                changed = True
-            if bucket is None:
+            if limit is None:
                 continue
-            changed = changed or (limit is not None and abs(limit - bucket.per_minute) > 1e-6 * limit)
-            remaining = headers.remaining.get(name)
-            bucket.sync(per_minute=limit, remaining=None if remaining is None else remaining + _ROUNDING[name])
+            bucket = self.buckets.get(name)
+            if bucket is None:
+                bucket = self.buckets[name] = TokenBucket(limit, name=name)
+                changed = True
+                # Requests under way have taken their share already, when there was no bucket yet.
+                bucket.take(self._under_way(name))
+            elif not math.isclose(limit, bucket.per_minute):
+                bucket.change(per_minute=limit, capacity=limit)
+                changed = True
         return changed
+
+    def _under_way(self, name: str) -> float:
+        return (
+            float(self.in_flight) if name == "requests" else self._reserved_output if name == "output_tokens" else 0.0
+        )
+
+    @staticmethod
+    def _learn_capacity(bucket: TokenBucket, remaining: float, seconds_to_full: float | None) -> None:
+        """Shrink a bucket whose limit the API enforces over shorter times: when it is full tells how much it holds."""
+        if remaining > bucket.capacity and bucket.capacity < bucket.per_minute:
+            bucket.change(per_minute=bucket.per_minute, capacity=min(remaining, bucket.per_minute))
+        if seconds_to_full is None:
+            return
+        holds = remaining + (seconds_to_full + _RESET_ERROR_S) * bucket.per_minute / 60
+        if 0 < holds < _AS_GOOD_AS * bucket.capacity:
+            bucket.change(per_minute=bucket.per_minute, capacity=max(holds, 1.0))
 
     def _bounded(self, name: str, limit: float | None) -> float | None:
         if not limit:
@@ -262,3 +337,7 @@ class Quota:
         if found is None:
             found = self.classes[model_class] = ClassQuota(self._configured(model_class))
         return found
+
+    def statistics(self) -> Mapping[str, Mapping[str, BucketStatistics]]:
+        """Return the buckets of every model class."""
+        return {model_class: allowance.statistics() for model_class, allowance in self.classes.items()}

@@ -78,7 +78,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add("-n", "--n", type=_count, default=2000, metavar="N", help="number of prompts (default: %(default)s)")
     add("--seed", type=int, default=0, help="fixes the docstrings and the faults (default: %(default)s)")
     add("--faults", type=_share, default=0.1, metavar="SHARE", help="share of requests that fail (default: 0.1)")
-    add("--rpm", type=_count, default=1800, metavar="N", help="requests a minute for each key (default: %(default)s)")
+    add("--rpm", type=_count, default=2000, metavar="N", help="requests a minute for each key (default: %(default)s)")
     add("--live", type=_count, metavar="N", help="send N prompts to the real API instead (needs ANTHROPIC_API_KEY)")
     add("--log", action="store_true", help="log a line for each call to standard error")
 

@@ -63,7 +63,7 @@ class DemoOptions:
     n: int = 2000
     seed: int = 0
     faults: float = 0.1
-    rpm: float = 1800.0
+    rpm: float = 2000.0
     live: int | None = None
     log: bool = False
 

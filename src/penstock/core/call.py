@@ -60,7 +60,7 @@ class Call:
         attempts: Attempts opened so far.
         attempt: The last attempt opened; `None` once the call is over.
         usage: Tokens of all attempts that ended.
-        place: Its place in the waiting line, which a retried attempt keeps.
+        place: Its place in the waiting line, in the line's own terms; a retried attempt keeps it.
         notes: What the error finally raised should say besides the API's own words.
         waiting: Whether it stands in the waiting line now.
         closing: Whether its client is being closed.
@@ -125,7 +125,7 @@ class Call:
         self.first_content_at: float | None = None
         self.queued_s = 0.0
         self.key: str | None = None
-        self.place: int | None = None
+        self.place: object = None
         self.notes: list[str] = []
         self.waiting = False
         self.closing = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
-__all__ = ["RequestKind", "kind_of", "model_class", "model_of"]
+__all__ = ["RequestKind", "kind_of", "model_class", "model_of", "model_version"]
 
 
 class RequestKind(enum.Enum):
@@ -80,3 +80,14 @@ def model_class(model: str) -> str:
         return family
     name = "-".join(filter(None, (family, major, minor)))
     return _SHARED.get(name, name)
+
+
+def model_version(model: str) -> tuple[int, int] | None:
+    """Return the version of a Claude model; `None` for an unknown name.
+
+    Example:
+        >>> model_version("claude-opus-4-8"), model_version("claude-sonnet-5"), model_version("another")
+        ((4, 8), (5, 0), None)
+    """
+    match = _FAMILY.search(model)
+    return None if match is None else (int(match.group(2)), int(match.group(3) or 0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass, field
+from email.utils import format_datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -107,7 +108,8 @@ class Decision:
             raise invalid("The request body is nested too deeply") from None
 
     def _headers(self, status: int = 200) -> dict[str, str]:
-        headers = {"request-id": self._entry.request_id}
+        now = self._api.clock.wall(self._api.clock.now())
+        headers = {"request-id": self._entry.request_id, "date": format_datetime(now, usegmt=True)}
         if self._entry.organization is not None:
             headers["anthropic-organization-id"] = self._entry.organization
         if self._quota is not None and status in (200, _QUOTA_STATUS):

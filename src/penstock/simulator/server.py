@@ -190,6 +190,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 application(simulator),
                 access_log=False,
+                date_header=False,  # the simulator's own clock dates its answers
                 lifespan="off",
                 log_level="warning",
                 server_header=False,
