@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ __all__ = [
     "fast_server",
     "machine",
     "open_sockets",
-    "process",
     "quick",
+    "server",
     "settle_environment",
     "table",
     "take_turns",
@@ -66,22 +67,33 @@ def machine() -> str:
 
 
 @contextmanager
-def process(*command: str, announces: Literal["stdout", "stderr"]) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python program beside the block, which reads where it says on which port it listens; ended with the block."""
-    streams = {announces: subprocess.PIPE}
-    with subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, text=True, **streams) as child:
+def server(*command: str, announces: Literal["stdout", "stderr"]) -> Iterator[str]:
+    """Run a Python program beside the block; gives the first line that it prints, which tells where it listens."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if announces == "stdout" else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if announces == "stderr" else None,
+        text=True,
+    ) as child:
+        printed = child.stdout if announces == "stdout" else child.stderr
+        assert printed is not None
         try:
-            yield child
+            first = printed.readline()
+            # Whatever else it prints must not fill the pipe, where it would wait for a reader.
+            reader = threading.Thread(target=printed.read, daemon=True)
+            reader.start()
+            yield first
         finally:
             child.terminate()
+        reader.join()
 
 
 @contextmanager
 def fast_server() -> Iterator[str]:
     """Run the server of fixed answers; gives its address."""
-    with process(str(Path(__file__).with_name("_server.py")), announces="stdout") as child:
-        assert child.stdout is not None
-        yield f"http://127.0.0.1:{int(child.stdout.readline())}"
+    with server(str(Path(__file__).with_name("_server.py")), announces="stdout") as port:
+        yield f"http://127.0.0.1:{int(port)}"
 
 
 def open_sockets() -> int | None:
@@ -89,8 +101,7 @@ def open_sockets() -> int | None:
     folder = Path("/proc/self/fd")
     if not folder.is_dir():
         return None
-    targets = [os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()]
-    return sum(target.startswith("socket:") for target in targets)
+    return sum(entry.is_socket() for entry in folder.iterdir())
 
 
 # Measuring
@@ -161,9 +172,13 @@ async def _cpu_us(ask: Ask, requests: int, concurrency: int) -> float:
 
     gc.collect()
     before = time.process_time()
-    async with anyio.create_task_group() as group:
-        for _ in range(min(concurrency, requests)):
-            group.start_soon(work)
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(min(concurrency, requests)):
+                group.start_soon(work)
+    except ExceptionGroup as failed:
+        # What stopped one request stopped the others too.
+        raise failed.exceptions[0] from None
     return (time.process_time() - before) * 1e6 / requests
 
 

@@ -1,7 +1,7 @@
 """What is lost when the service fails: thousands of requests to a simulator that goes wrong every seventh time.
 
-Targets: 3,000 requests with 15 % mixed faults give 3,000 answers, each once, and afterwards nothing is held any more: no
-slot, no permit, no waiter, no socket. The same for 500 streams. Exits with 1 if a target is missed.
+Targets: 3,000 requests with 15 % mixed faults give 3,000 answers, each once, and afterwards nothing is held any more:
+no slot, no permit, no waiter, no socket. The same for 500 streams. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import anyio
 import httpx2
-from _harness import machine, open_sockets, process, quick, settle_environment, table
 
 import penstock
+from _harness import machine, open_sockets, quick, server, settle_environment, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,7 @@ def simulator(faults: dict[str, float] | None = None) -> Iterator[str]:
     """Run the simulator as a server with faults; gives its address."""
     extra = ["--faults", ",".join(f"{name}={chance}" for name, chance in faults.items())] if faults else []
     options = ("--port", "0", "--mixed-faults", str(MIXED), *extra)
-    with process("-m", "penstock.simulator", *options, announces="stderr") as child:
-        line = child.stderr.readline() if child.stderr is not None else ""
+    with server("-m", "penstock.simulator", *options, announces="stderr") as line:
         yield next(word for word in line.split() if word.startswith("http://"))
 
 
@@ -110,7 +109,9 @@ async def streams(claude: penstock.Client, count: int) -> list[Counted]:
     return [
         Counted(name="ended", seen=outcomes.total(), wanted=count),
         Counted(name="whole", seen=outcomes["whole"], wanted=count - broken),
-        Counted(name="typed errors, one for each that broke after its content began", seen=outcomes["error"], wanted=broken),
+        Counted(
+            name="typed errors, one for each that broke after its content began", seen=outcomes["error"], wanted=broken
+        ),
         Counted(name="silently cut short", seen=outcomes["cut"], wanted=0),
     ]
 
@@ -142,14 +143,14 @@ async def server_statistics(claude: penstock.Client) -> dict[str, Any]:
 
 async def left_over(claude: penstock.Client) -> list[Counted]:
     """Count what is still held after the last answer."""
-    seen, server = claude.statistics(), await server_statistics(claude)
+    seen, service = claude.statistics(), await server_statistics(claude)
     held = {
         "slots in use": seen.admission.slots_used,
         "requests waiting": sum(seen.admission.waiting.values()),
         "calls in flight": seen.calls.in_flight,
         "attempts under way in the breaker": sum(each.under_way for each in seen.breaker.classes.values()),
         "items waiting for retry quota": seen.retry.waiting,
-        "requests open at the server": server["in_flight"],
+        "requests open at the server": service["in_flight"],
     }
     return [Counted(name=name, seen=number, wanted=0) for name, number in held.items()]
 
@@ -160,7 +161,10 @@ def tell(title: str, claude: penstock.Client, counted: list[Counted], took_s: fl
     table(f"{title} ({machine()})", ("what", "counted", "target", ""), rows)
     seen = claude.statistics()
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(seen.attempts.total.failures.items()))
-    print(f"{seen.attempts.total.attempts:,} attempts, {seen.retry.retries:,} retries ({kinds}), {took_s:.0f} s.\n", flush=True)
+    print(
+        f"{seen.attempts.total.attempts:,} attempts, {seen.retry.retries:,} retries ({kinds}), {took_s:.0f} s.\n",
+        flush=True,
+    )
     return all(one.ok for one in counted)
 
 

@@ -12,7 +12,7 @@ from statistics import median
 from _harness import Measured, machine, quick, settle_environment, table, verdict
 
 MOST = 1.15
-RUNS = 21
+RUNS = 15
 SCRIPT = """\
 import sys, time
 cpu, wall = time.process_time(), time.perf_counter()
@@ -36,14 +36,19 @@ def main(*, brief: bool) -> None:
         import_s(module)  # the first run compiles, and fills the system's cache
     cpu = {module: Measured(module) for module in modules}
     wall_s: dict[str, list[float]] = {module: [] for module in modules}
-    for number in range(3 if brief else RUNS):
+    for number in range(2 if brief else RUNS):
         for module in modules[:: 1 if number % 2 else -1]:
             seconds, wall = import_s(module)
             cpu[module].rounds_us.append(seconds * 1e6)
             wall_s[module].append(wall)
     base, ours = cpu["anthropic"], cpu["penstock"]
     rows = [
-        [f"`import {one.name}`", f"{one.us / 1000:.0f}", f"{median(wall_s[one.name]) * 1000:.0f}", f"{one.ratio(base):.2f}"]
+        [
+            f"`import {one.name}`",
+            f"{one.us / 1000:.0f}",
+            f"{median(wall_s[one.name]) * 1000:.0f}",
+            f"{one.ratio(base):.2f}",
+        ]
         for one in (base, ours)
     ]
     table(f"Imports ({machine()})", ("import", "CPU, ms", "wall clock, ms", "÷ `import anthropic`"), rows)

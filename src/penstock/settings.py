@@ -234,7 +234,7 @@ def _warn_of_unknown(fields: Iterable[str]) -> None:
         if name.startswith(_PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             hint = f"; did you mean {near[0]}?" if near else ""
-            warnings.warn(f"{variable} is no setting of penstock and is ignored{hint}", UserWarning, stacklevel=4)
+            warnings.warn(f"{variable} is no setting of penstock and is ignored{hint}", UserWarning, stacklevel=3)
 
 
 def _without_secrets(error: ValidationError) -> ValidationError:

@@ -79,6 +79,22 @@ def test_a_file_gets_the_text_piece_by_piece_and_nothing_else() -> None:
     assert file.getvalue() == "Hello wor ld [bold] [0m\n"
 
 
+def test_a_text_that_breaks_off_ends_its_line() -> None:
+    """Whatever is said next begins on a line of its own."""
+    file = io.StringIO()
+    display = Display(file)
+
+    def interrupted() -> None:
+        with display.growing() as grow:
+            grow("Hel")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    display.line("Interrupted.")
+    assert shown(file) == ["Hel", "Interrupted."]
+
+
 def test_colours_cannot_be_forced_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file stays free of control characters, whatever the environment says."""
     monkeypatch.setenv("FORCE_COLOR", "1")

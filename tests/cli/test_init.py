@@ -138,6 +138,6 @@ def test_the_log_goes_to_standard_error(
         return 0
 
     monkeypatch.setattr("penstock.cli.demo.demo", record)
-    assert main(["demo", "--log", "-n", "7", "--seed", "3"]) == 0
+    assert main(["demo", "--log", "-n", "7", "--seed", "3", "--faults", "0.25"]) == 0
     assert capsys.readouterr().err == '{"event": "call"}\n'
-    assert "n=7, seed=3" in repr(told)
+    assert "n=7, seed=3, faults=0.25" in repr(told)

@@ -38,7 +38,7 @@ class TokenBucket(AsyncLimiter):
         2.0 False
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("_per_minute", "name")
 
     def __init__(self, per_minute: float, *, capacity: float | None = None, name: str = "tokens") -> None:
         capacity = per_minute if capacity is None else capacity
@@ -47,6 +47,7 @@ class TokenBucket(AsyncLimiter):
                 f"a bucket of {name} needs a rate and a capacity above 0, not {per_minute!r} and {capacity!r}"
             )
         super().__init__(capacity, capacity * 60 / per_minute)
+        self._per_minute = per_minute
         self.name = name
 
     def __repr__(self) -> str:
@@ -61,7 +62,7 @@ class TokenBucket(AsyncLimiter):
     @property
     def per_minute(self) -> float:
         """Units that flow in each minute."""
-        return self._rate_per_sec * 60
+        return self._per_minute
 
     @property
     def available(self) -> float:
@@ -113,6 +114,7 @@ class TokenBucket(AsyncLimiter):
             capacity: More than 0.
         """
         self._leak()
+        self._per_minute = per_minute
         self._rate_per_sec = per_minute / 60
         self.time_period = capacity * 60 / per_minute
         self.max_rate = capacity

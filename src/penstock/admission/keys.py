@@ -115,7 +115,7 @@ class KeyPool:
         self._balance = balance
         self._rng = rng
         self._weights = dict(weights or {})
-        self._sessions: OrderedDict[str, str] = OrderedDict()
+        self._sessions: OrderedDict[str, Quota] = OrderedDict()
         self.quotas: dict[str, Quota] = {}
         self.keys: list[Key] = []
         for secret in dict.fromkeys(secrets):
@@ -212,7 +212,7 @@ class KeyPool:
         if len(able) == 1:
             return able[0]
         if session is not None and (quota := self._sessions.get(session)) is not None:
-            able = [key for key in able if key.quota.name == quota] or able
+            able = [key for key in able if key.quota is quota] or able
         if self._balance == "random":
             return self._rng.choices(able, [key.weight for key in able])[0]
         if self._balance == "least_loaded":
@@ -227,7 +227,7 @@ class KeyPool:
         key.in_flight += 1
         key.turn += 1 / key.weight
         if session is not None:
-            self._sessions[session] = key.quota.name
+            self._sessions[session] = key.quota
             self._sessions.move_to_end(session)
             if len(self._sessions) > _MOST_SESSIONS:
                 self._sessions.popitem(last=False)

@@ -55,7 +55,7 @@ class AdmitOptions(Options):
     @model_validator(mode="after")
     def _check(self) -> AdmitOptions:
         if isinstance(self.concurrency, int) and self.concurrency < 1:
-            raise ValueError("concurrency must be 1 or more, or 'adaptive'")
+            raise ValueError(f"concurrency must be 1 or more, or 'adaptive', not {self.concurrency}")
         if self.min_concurrency > self.max_concurrency:
             raise ValueError("min_concurrency must not be above max_concurrency")
         for name in ("key_weights", "tenant_weights", "priority_weights"):

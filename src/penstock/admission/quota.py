@@ -30,6 +30,8 @@ _FIRST_WAVE = 10.0
 # `reset` has whole seconds, so that a capacity is read off it with that error; one close to the limit is the limit.
 _RESET_ERROR_S = 1.0
 _AS_GOOD_AS = 0.8
+# The API writes limits as whole numbers.
+_SAME_LIMIT = 1.01
 # Dates take time to read: a capacity is looked at in the first answers, and then in one of so many.
 _EVERY_EARLY = 4
 _EVERY = 16
@@ -236,6 +238,9 @@ class ClassQuota:
                 ended = remaining - (self._reserved_output - cost.output_tokens)
             else:
                 begun, ended = remaining + refilled - since, remaining
+            # What is left of a larger limit than ours says nothing about how much of ours is.
+            if headers.limits.get(name, math.inf) > _SAME_LIMIT * bucket.per_minute:
+                begun = min(begun, bucket.available)
             self._correct(bucket, begun, ended, since)
         return changed
 

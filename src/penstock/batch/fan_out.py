@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types import Message
     from anyio.abc import TaskGroup
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 __all__ = ["FanOut", "Order", "Request"]
 
@@ -86,7 +87,9 @@ class FanOut:
         self._reading = anyio.Lock()
         # How many may have started and not be delivered; in input order all of them may have to be held back.
         self._room = anyio.Semaphore(concurrency if order == "input" else 2 * concurrency)
-        self._send, self._receive = anyio.create_memory_object_stream[FanOutResult](concurrency)
+        # Made on entry: one that is never entered has nothing to close.
+        self._send: MemoryObjectSendStream[FanOutResult]
+        self._receive: MemoryObjectReceiveStream[FanOutResult]
         self._group: TaskGroup | None = None
         self._workers = 0
         self._started = 0
@@ -102,6 +105,7 @@ class FanOut:
         """Start; items begin as soon as the block awaits."""
         if self._group is not None:
             raise RuntimeError("a fan-out runs once; make a new one")
+        self._send, self._receive = anyio.create_memory_object_stream[FanOutResult](self._concurrency)
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self._add_worker()

@@ -13,14 +13,17 @@ import sys
 import sysconfig
 import warnings
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["Corpus", "Docstring", "builtin_docstrings", "collect", "source_docstrings"]
+__all__ = ["Docstring", "builtin_docstrings", "collect", "file_docstrings"]
 
+# So many times more than are wanted to choose from.
+_CHOICE = 1.5
 # "Return self." needs no summary.
 _SHORTEST = 40
 _SKIPPED = frozenset({
@@ -38,15 +41,7 @@ class Docstring:
     text: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """The docstrings chosen, and how many there were to choose from."""
-
-    docstrings: tuple[Docstring, ...] = field(repr=False)
-    found: int
-
-
-def collect(count: int, *, seed: int = 0, root: Path | None = None) -> Corpus:
+def collect(count: int, *, seed: int = 0, root: Path | None = None) -> list[Docstring]:
     """Choose docstrings of all sizes; where sources are missing, those of built-in modules stand in.
 
     Args:
@@ -55,28 +50,32 @@ def collect(count: int, *, seed: int = 0, root: Path | None = None) -> Corpus:
         root: Folder of the sources; this Python's standard library by default.
 
     Example:
-        >>> [docstring.text for docstring in collect(2, seed=1).docstrings] == [
-        ...     docstring.text for docstring in collect(2, seed=1).docstrings
-        ... ]
+        >>> collect(2, seed=1) == collect(2, seed=1)
         True
     """
-    found = _distinct(source_docstrings(root or Path(sysconfig.get_path("stdlib"))))
-    if len(found) < count:
-        found = _distinct([*found, *builtin_docstrings()])
-    chosen = random.Random(seed).sample(found, min(count, len(found)))
-    return Corpus(docstrings=tuple(chosen), found=len(found))
+    chance = random.Random(seed)
+    found: dict[str, Docstring] = {}
+    for docstrings in chain(_sources(root or Path(sysconfig.get_path("stdlib")), chance), [builtin_docstrings()]):
+        for docstring in docstrings:
+            if _is_useful(docstring.text):
+                found.setdefault(docstring.text, docstring)
+        if len(found) >= _CHOICE * count:
+            break
+    return chance.sample(list(found.values()), min(count, len(found)))
 
 
-def source_docstrings(root: Path) -> Iterator[Docstring]:
-    """Find the docstrings in the Python files below `root`, tests and installed packages left out."""
-    for path in sorted(root.rglob("*.py")):
+def _sources(root: Path, chance: random.Random) -> Iterator[Iterator[Docstring]]:
+    """Give the docstrings of each file, files in an order by chance: reading all of them takes seconds."""
+    paths = sorted(path for path in root.rglob("*.py") if _SKIPPED.isdisjoint(path.relative_to(root).parts))
+    chance.shuffle(paths)
+    for path in paths:
         place = path.relative_to(root).with_suffix("").parts
-        if _SKIPPED.isdisjoint(place):
-            module = ".".join(part for part in place if part != "__init__") or root.name
-            yield from _file_docstrings(path, module)
+        module = ".".join(part for part in place if part != "__init__")
+        yield file_docstrings(path, module or root.name)
 
 
-def _file_docstrings(path: Path, module: str) -> Iterator[Docstring]:
+def file_docstrings(path: Path, module: str) -> Iterator[Docstring]:
+    """Find the docstrings in a Python file; what can't be read or parsed has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -116,16 +115,10 @@ def _object_docstrings(thing: object, name: str) -> Iterator[Docstring]:
         yield Docstring(name=name, text=text)
 
 
-def _distinct(docstrings: Iterable[Docstring]) -> list[Docstring]:
-    """Leave out texts that are too short, that came before, or that are no valid Unicode."""
-    seen: dict[str, Docstring] = {}
-    for docstring in docstrings:
-        if len(docstring.text) >= _SHORTEST and _is_unicode(docstring.text):
-            seen.setdefault(docstring.text, docstring)
-    return list(seen.values())
-
-
-def _is_unicode(text: str) -> bool:
+def _is_useful(text: str) -> bool:
+    """Whether a text is worth a summary, and valid Unicode."""
+    if len(text) < _SHORTEST:
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:

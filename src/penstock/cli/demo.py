@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from anthropic.types import Message
 
-    from penstock.cli.corpus import Corpus, Docstring
+    from penstock.cli.corpus import Docstring
 
 __all__ = ["DemoOptions", "demo"]
 
@@ -100,11 +100,11 @@ def _simulated(options: DemoOptions, display: Display, tally: Tally) -> int:
         seed=options.seed,
     )
     with LocalServer(server_options) as server:
-        corpus = collect(options.n, seed=options.seed)
+        docstrings = collect(options.n, seed=options.seed)
         url = server.url()
         display.facts(
             [
-                *_about(corpus),
+                *_about(docstrings, options.n),
                 ("API", f"simulator at {url}, which fails {options.faults:.0%} of all requests"),
                 ("Limits", _limits(server_options)),
             ]
@@ -117,21 +117,22 @@ def _simulated(options: DemoOptions, display: Display, tally: Tally) -> int:
             log=options.log,
             observers=[tally],
         )
-        return anyio.run(_run, client, corpus.docstrings, display, tally, url)
+        return anyio.run(_run, client, docstrings, display, tally, url)
 
 
 def _live(options: DemoOptions, display: Display, tally: Tally) -> int:
     count = options.live or 0
     client = Client(log=options.log, observers=[tally])
-    corpus = collect(count, seed=options.seed)
-    cost = f"at most about ${_most_usd(corpus.docstrings):.4f}"
-    display.facts([*_about(corpus), ("API", "the real one"), ("Cost", cost)])
-    return anyio.run(_run, client, corpus.docstrings, display, tally, None)
+    docstrings = collect(count, seed=options.seed)
+    cost = f"at most about ${_most_usd(docstrings):.4f}"
+    display.facts([*_about(docstrings, count), ("API", "the real one"), ("Cost", cost)])
+    return anyio.run(_run, client, docstrings, display, tally, None)
 
 
-def _about(corpus: Corpus) -> list[tuple[str, str]]:
-    python = f"Python {platform.python_version()}"
-    prompts = f"{len(corpus.docstrings):,} of {corpus.found:,} docstrings in the standard library of {python}"
+def _about(docstrings: Sequence[Docstring], wanted: int) -> list[tuple[str, str]]:
+    prompts = f"{len(docstrings):,} docstrings of the standard library of Python {platform.python_version()}"
+    if len(docstrings) < wanted:
+        prompts += f" (there are no more; {wanted:,} were asked for)"
     return [("Task", "summarize each in one line"), ("Prompts", prompts), ("Model", _MODEL)]
 
 

@@ -85,8 +85,10 @@ class Display:
     def growing(self) -> Generator[Grow]:
         """Show a text while it comes, piece by piece."""
         if not self._animated:
-            yield lambda piece: self._console.out(clean(piece), end="", highlight=False)
-            self.line()
+            try:
+                yield lambda piece: self._console.out(clean(piece), end="", highlight=False)
+            finally:
+                self.line()
             return
         text = Text()
         with Live(text, console=self._console, refresh_per_second=20, vertical_overflow="visible"):

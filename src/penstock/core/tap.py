@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from penstock.core.aws_scan import AWS_STREAM, scanner_of
 from penstock.core.failure import ABANDONED, CLOSED, INCOMPLETE
 from penstock.core.kind import RequestKind
-from penstock.core.scan import JSONScanner, StreamScanner
+from penstock.core.scan import JSONScanner
 from penstock.errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ class BodyTap(httpx2.AsyncByteStream):
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        content_type = headers.get("content-type", "")
+        self._is_stream = content_type.startswith(("text/event-stream", AWS_STREAM))
         self._scanner: Scanner | None = None
         if attempt.call.kind is RequestKind.MESSAGES:
-            self._scanner = StreamScanner() if self._is_stream else JSONScanner()
+            self._scanner = scanner_of(content_type) if self._is_stream else JSONScanner()
         self._inflate = None
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding in {"gzip", "deflate"}:
