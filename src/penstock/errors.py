@@ -7,7 +7,13 @@ pickles, and contains no prompt, completion or key. Errors of the API itself sta
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Self
+
 import anthropic
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
 
 __all__ = [
     "AdmissionTimeout",
@@ -19,6 +25,7 @@ __all__ = [
     "PenstockError",
     "QueueFull",
     "RequestExceedsQuota",
+    "StreamInterrupted",
     "UnknownPrice",
 ]
 
@@ -128,3 +135,37 @@ class InvalidStream(PenstockError):
         super().__init__(f"invalid event stream at byte {position}: {reason}")
         self.reason = reason
         self.position = position
+
+
+class StreamInterrupted(PenstockError):
+    """A stream broke off after its first content; all text that had come was delivered before.
+
+    Attributes:
+        partial: The message as far as it came, with `stop_reason` `None`; left out when the error is pickled or copied.
+        usage: A `penstock.core.usage.Usage`: what is known of its tokens, marked as estimated.
+        cause: The error of the SDK or the transport behind it; left out as `partial` is.
+    """
+
+    partial: Message | BetaMessage | None
+    usage: Any
+    cause: Exception | None
+
+    def __init__(
+        self, message: str, *, partial: Message | BetaMessage | None, usage: object, cause: Exception | None
+    ) -> None:
+        super().__init__(message)
+        self.partial = partial
+        self.usage = usage
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what may hold a prompt or a completion."""
+        return _interrupted, (type(self), *self.args, self.usage)
+
+    def __copy__(self) -> Self:
+        """As pickled."""
+        return _interrupted(type(self), *self.args, self.usage)
+
+
+def _interrupted(cls: type[_Interrupted], message: str, usage: object) -> _Interrupted:
+    return cls(message, partial=None, usage=usage, cause=None)

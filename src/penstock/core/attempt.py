@@ -15,7 +15,7 @@ import httpx2
 
 from penstock.core.call import Call, open_call
 from penstock.core.events import GiveBackFailed
-from penstock.core.failure import FailureKind, failure_of_exception, failure_of_response
+from penstock.core.failure import Failure, FailureKind, failure_of_exception, failure_of_response
 from penstock.core.kind import RequestKind
 from penstock.core.scan import JSONScanner
 from penstock.core.tap import BodyTap
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
-    from penstock.core.failure import Failure
     from penstock.core.scan import Scanner
 
 __all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt"]
@@ -160,13 +159,17 @@ class Attempt:
             scanner.see(http.content)
             scanner.finish()
             self.take(scanner)
+            if not scanner.complete:
+                self.failure = Failure(kind=FailureKind.INVALID, status=http.status_code, error_type="InvalidJSON")
 
     async def _note_error(self, http: httpx2.Response) -> None:
         try:
             await http.aread()
         except (httpx2.RequestError, httpx2.StreamError):
-            # The body broke off or is nonsense, but the status is known, and says enough.
+            # The body broke off or is nonsense, but the status is known, and says enough. A body that counts as not
+            # read lets the SDK tell the status without it.
             await http.aclose()
+            http.is_stream_consumed = False
         except BaseException:
             self.call.put(http.aclose)
             raise

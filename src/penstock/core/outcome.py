@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import anthropic
 import httpx2
 
 from penstock.core.attempt import http_response_of
 
 if TYPE_CHECKING:
-    import anthropic
-
     from penstock.core.attempt import Attempt, Response
     from penstock.core.failure import Failure
 
@@ -74,9 +73,12 @@ class Outcome:
         if self.error is None and http is not None and http.is_error:
             # Else the SDK's own retries, if they are on, would begin all over.
             http.headers["x-should-retry"] = "false"
-            # A body that broke off while it was read counts as not read, so that the SDK tells the status without it.
-            http.is_stream_consumed = http.is_stream_consumed and _is_read(http)
             self.error = _status_error(self.response, http) if note else None
+        elif self.error is None and http is not None and self.attempt.tap is None and self.attempt.failure is not None:
+            # The SDK would hand on what isn't JSON as if it were a message.
+            self.error = anthropic.APIResponseValidationError(
+                http, None, message="the API's answer is no message: its body is not JSON"
+            )
         if self.error is None:
             return self.response
         await self.discard()
@@ -88,14 +90,6 @@ class Outcome:
             raise error
         finally:
             del error
-
-
-def _is_read(http: httpx2.Response) -> bool:
-    try:
-        _ = http.content
-    except httpx2.ResponseNotRead:
-        return False
-    return True
 
 
 def _status_error(response: Response, http: httpx2.Response) -> anthropic.APIStatusError | None:

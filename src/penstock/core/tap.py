@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 import zlib
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -65,8 +66,9 @@ class BodyTap(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on the bytes as they come."""
         attempt = self._attempt
+        inner = aiter(self._inner)
         try:
-            async for chunk in self._inner:
+            async for chunk in inner:
                 self._raise_if_closing()
                 if self._scanner is not None:
                     self._see(chunk)
@@ -82,7 +84,12 @@ class BodyTap(httpx2.AsyncByteStream):
             if isinstance(error, Exception):
                 self._raise_if_closing(error)
             raise
-        self._end(whole=True)
+        else:
+            self._end(whole=True)
+        finally:
+            # Else the event loop would finish it some time, in a task of its own.
+            if isinstance(inner, AsyncGenerator):
+                await inner.aclose()
 
     def _raise_if_closing(self, cause: Exception | None = None) -> None:
         """Never let an answer that the client's close has cut off look like one that has ended."""

@@ -248,8 +248,7 @@ class Retry(anthropic.Middleware):
                     return outcome.response
                 following = await self._next(course, outcome, failure, fare)
                 if isinstance(following, Stop):
-                    had_a_say = failure.retryable or outcome.attempt.number > 1
-                    return await outcome.conclude(_note(call, course, following) if had_a_say else None)
+                    return await outcome.conclude(_note(call, course, outcome, following))
                 fare = following
 
     def _course(self, call: Call, request: APIRequest) -> Course:
@@ -348,6 +347,14 @@ def _quota_of(options: RetryOptions) -> RetryQuota:
     return RetryQuota(options.quota, cost=options.cost, throttled_cost=options.throttled_cost, probe_s=options.probe_s)
 
 
-def _note(call: Call, course: Course, stop: Stop) -> str:
+def _note(call: Call, course: Course, outcome: Outcome, stop: Stop) -> str | None:
+    """Return what the error should say besides the API's own words; `None` if nothing."""
+    notes = list(call.notes)
+    if (outcome.failure is not None and outcome.failure.retryable) or outcome.attempt.number > 1:
+        notes.append(_tried(call, course, stop))
+    return "; ".join(notes) or None
+
+
+def _tried(call: Call, course: Course, stop: Stop) -> str:
     attempts = "1 attempt" if course.attempts == 1 else f"{course.attempts} attempts"
     return f"{attempts} in {anyio.current_time() - call.started_at:.3g} s; {stop.why}"
