@@ -1,4 +1,4 @@
-"""The clients of clouds, governed: against in-process endpoints that speak each cloud's dialect in front of a simulator."""
+"""The clients of clouds, governed: in-process endpoints speak each cloud's dialect in front of a simulator."""
 
 from __future__ import annotations
 
@@ -80,7 +80,6 @@ def _frame(payload: bytes) -> bytes:
     headers = b""
     for name, value in (
         (b":event-type", b"chunk"),
-        (b":content-type", b"application/json"),
         (b":message-type", b"event"),
     ):
         headers += struct.pack("!B", len(name)) + name + struct.pack("!BH", 7, len(value)) + value

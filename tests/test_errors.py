@@ -5,8 +5,10 @@ import pickle
 
 import anthropic
 import pytest
+from anthropic.types import Message
 
 from penstock import errors
+from penstock.core.usage import Usage
 from penstock.errors import (
     AdmissionTimeout,
     CircuitOpen,
@@ -17,6 +19,7 @@ from penstock.errors import (
     PenstockError,
     QueueFull,
     RequestExceedsQuota,
+    StreamInterrupted,
     UnknownPrice,
 )
 
@@ -31,7 +34,16 @@ EXAMPLES: list[PenstockError] = [
     RequestExceedsQuota("input_tokens", needed=2000, capacity=1000),
     UnknownPrice("claude-none"),
     InvalidStream("no UTF-8", position=7),
+    StreamInterrupted("broke off", partial=None, usage=Usage(output_tokens=3, estimated=True), cause=None),
 ]
+SECRET = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-5-5",
+    "content": [{"type": "text", "text": "the secret plan"}],
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
 each_error = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 
 
@@ -86,3 +98,16 @@ def test_an_invalid_stream_tells_where() -> None:
     error = InvalidStream("no UTF-8", position=7)
     assert (error.reason, error.position) == ("no UTF-8", 7)
     assert str(error) == "invalid event stream at byte 7: no UTF-8"
+
+
+def test_what_had_come_of_a_stream_is_in_no_text_and_no_pickle() -> None:
+    """The completion so far is for the caller's hands only: not for logs, not for other processes."""
+    partial = Message.model_validate(SECRET)
+    cause = ValueError("the secret cause")
+    error = StreamInterrupted("broke off", partial=partial, usage=Usage(), cause=cause)
+    assert error.partial is partial
+    assert error.cause is cause
+    assert "secret" not in str(error) + repr(error) + repr(error.args)
+    assert b"secret" not in pickle.dumps(error)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.partial, again.cause, again.usage) == (None, None, Usage())

@@ -7,7 +7,7 @@ pickles, and contains no prompt, completion or key. Errors of the API itself sta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 
@@ -162,10 +162,6 @@ class StreamInterrupted(PenstockError):
         """Leave out what may hold a prompt or a completion."""
         return _interrupted, (type(self), *self.args, self.usage)
 
-    def __copy__(self) -> Self:
-        """As pickled."""
-        return _interrupted(type(self), *self.args, self.usage)
 
-
-def _interrupted(cls: type[_Interrupted], message: str, usage: object) -> _Interrupted:
+def _interrupted(cls: type[StreamInterrupted], message: str, usage: object) -> StreamInterrupted:
     return cls(message, partial=None, usage=usage, cause=None)

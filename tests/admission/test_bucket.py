@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import aiolimiter
@@ -132,8 +133,8 @@ class BucketMachine(RuleBasedStateMachine):
             return
         for share in (0.0, 0.1, 0.5, 1.0):
             amount = share * self.bucket.capacity
-            wait, now = self.ask(lambda amount=amount: (self.bucket.seconds_until(amount), self.bucket.has_capacity(amount)))
-            assert (wait == 0.0) is now
+            wait = self.ask(partial(self.bucket.seconds_until, amount))
+            assert (wait == 0.0) is self.ask(partial(self.bucket.has_capacity, amount))
 
 
 TestBucket = BucketMachine.TestCase

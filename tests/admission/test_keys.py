@@ -151,7 +151,8 @@ async def test_the_wait_is_for_the_first_key_that_is_ready(virtual_time: Virtual
     assert choice.wait_s == pytest.approx(10, abs=0.01)
     second.cool_down(until=now + 20)
     choice = pool.choose(SONNET, Cost(10), now=now)
-    assert (choice.cooling, choice.wait_s) == (True, pytest.approx(20, abs=0.01))
+    assert choice.cooling
+    assert choice.wait_s == pytest.approx(20, abs=0.01)
 
 
 async def test_a_cool_down_shorter_than_the_refill_is_not_what_is_waited_for(virtual_time: VirtualTime) -> None:
@@ -162,7 +163,8 @@ async def test_a_cool_down_shorter_than_the_refill_is_not_what_is_waited_for(vir
     allowance.buckets["requests"].take(60)
     allowance.cool_down(until=virtual_time.now() + 5)
     choice = pool.choose(SONNET, Cost(30), now=virtual_time.now())
-    assert (choice.cooling, choice.wait_s) == (False, pytest.approx(30, abs=0.01))
+    assert not choice.cooling
+    assert choice.wait_s == pytest.approx(30, abs=0.01)
 
 
 async def test_a_key_to_be_probed_sooner_shortens_the_wait(virtual_time: VirtualTime) -> None:

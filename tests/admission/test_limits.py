@@ -19,7 +19,9 @@ DATE = b"Fri, 20 Nov 2026 10:00:00 GMT"
 
 def headers(**values: str) -> LimitHeaders:
     """Headers of an answer, as the transport gives them."""
-    return LimitHeaders.read([(f"anthropic-{name.replace('_', '-')}".encode(), v.encode()) for name, v in values.items()])
+    return LimitHeaders.read(
+        [(f"anthropic-{name.replace('_', '-')}".encode(), v.encode()) for name, v in values.items()]
+    )
 
 
 # Limits.

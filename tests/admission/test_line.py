@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from penstock.admission.fair_queue import Place
     from penstock.admission.quota import ClassQuota
-    from penstock.testing import How
+    from penstock.testing.cancellation import How
     from penstock.testing.plugin import VirtualTime
 
 OPUS, SONNET = "opus-5-5", "sonnet-5-5"

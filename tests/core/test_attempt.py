@@ -113,8 +113,8 @@ async def test_guards_share_one_attempt_and_its_opener_ends_it() -> None:
         with open_attempt(api_request()) as outer:
             with open_attempt(api_request()) as inner:
                 assert inner is outer
-            assert not outer.ended
-        assert outer.ended
+            states = [outer.ended]
+        assert [*states, outer.ended] == [False, True]
         with open_attempt(api_request()) as second:
             assert second is not outer
             assert (second.number, call.attempts) == (2, 2)
@@ -212,7 +212,7 @@ class ErrorBody(httpx2.AsyncByteStream):
         self.closed += 1
 
 
-def error_response(body: ErrorBody, status: int = 429, **headers: str) -> httpx2.Response:
+def error_response(body: ErrorBody, status: int = 429, headers: dict[str, str] | None = None) -> httpx2.Response:
     """An error whose body is still to be read."""
     return httpx2.Response(status, headers=headers, stream=body, request=httpx2.Request("POST", "http://x"))
 
@@ -239,7 +239,7 @@ async def test_an_error_whose_body_goes_wrong_is_its_status(
     body: ErrorBody, headers: dict[str, str], virtual_time: VirtualTime
 ) -> None:
     """The status is known and says enough; the body is closed."""
-    attempt = await sent(error_response(body, **headers))
+    attempt = await sent(error_response(body, headers=headers))
     assert attempt.failure is not None
     assert (attempt.failure.kind, attempt.failure.status) == (FailureKind.RATE_LIMITED, 429)
     assert body.closed >= 1
@@ -262,10 +262,10 @@ async def test_cancelled_while_an_error_is_read_it_is_its_status(virtual_time: V
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: background.run(stop, started=started, grace_s=1))
         await started.wait()
-        with anyio.move_on_after(1.5), open_call(api_request(), background=background):
-            with open_attempt(api_request()) as attempt:
-                attempt.sent = True
-                await attempt.send(api_request(), answering(error_response(body)))
+        opened = open_call(api_request(), background=background)
+        with anyio.move_on_after(1.5), opened, open_attempt(api_request()) as attempt:
+            attempt.sent = True
+            await attempt.send(api_request(), answering(error_response(body)))
         assert attempt.failure is not None
         assert attempt.failure.kind is FailureKind.RATE_LIMITED
         assert (attempt.ended, attempt.may_be_billed) == (True, False)
@@ -281,10 +281,10 @@ async def test_an_answer_left_behind_by_an_error_is_closed(virtual_time: Virtual
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: background.run(stop, started=started, grace_s=1))
         await started.wait()
-        with pytest.raises(ValueError, match="mine"), open_call(api_request(), background=background):
-            with open_attempt(api_request()) as attempt:
-                await attempt.send(api_request(), answering(error_response(body, 200)))
-                raise ValueError("mine")
+        raises, opened = pytest.raises(ValueError, match="mine"), open_call(api_request(), background=background)
+        with raises, opened, open_attempt(api_request()) as attempt:
+            await attempt.send(api_request(), answering(error_response(body, 200)))
+            raise ValueError("mine")
         await anyio.sleep(1)
         assert body.closed == 1
         stop.set()
@@ -312,48 +312,57 @@ async def test_only_a_body_that_is_still_to_be_read_is_watched(ending: str, virt
 
 
 async def plain(claude: AsyncAnthropic) -> None:
+    """A message, whole."""
     await claude.messages.create(**HELLO)
 
 
 async def streamed(claude: AsyncAnthropic) -> None:
+    """A message, event by event."""
     async for _ in await claude.messages.create(**HELLO, stream=True):
         pass
 
 
 async def helper(claude: AsyncAnthropic) -> None:
+    """The helper that gathers a stream."""
     async with claude.messages.stream(**HELLO) as stream:
         await stream.get_final_message()
 
 
 async def raw(claude: AsyncAnthropic) -> None:
+    """The HTTP response of a whole message."""
     response = await claude.messages.with_raw_response.create(**HELLO)
     assert (await response.parse()).usage.output_tokens
 
 
 async def raw_stream(claude: AsyncAnthropic) -> None:
+    """The HTTP response of a stream, parsed."""
     response = await claude.messages.with_raw_response.create(**HELLO, stream=True)
     async for _ in await response.parse():
         pass
 
 
 async def streaming_parse(claude: AsyncAnthropic) -> None:
+    """A response whose body is read later, parsed."""
     async with claude.messages.with_streaming_response.create(**HELLO) as response:
         await response.parse()
 
 
 async def streaming_bytes(claude: AsyncAnthropic) -> None:
+    """A response whose body is read later, by the byte."""
     async with claude.messages.with_streaming_response.create(**HELLO) as response:
         async for _ in response.iter_bytes():
             pass
 
 
 async def streaming_events(claude: AsyncAnthropic) -> None:
+    """A stream whose body is read later, by the line."""
     async with claude.messages.with_streaming_response.create(**HELLO, stream=True) as response:
         async for _ in response.iter_lines():
             pass
 
 
 async def beta(claude: AsyncAnthropic) -> None:
+    """A stream of the beta API."""
     async with claude.beta.messages.stream(**HELLO) as stream:
         async for _ in stream:
             pass

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -88,11 +89,12 @@ async def test_work_that_raises_is_reported_and_ends_nothing(virtual_time: Virtu
 async def test_before_it_runs_and_after_it_stopped_nothing_is_taken(virtual_time: VirtualTime) -> None:
     """Whoever puts work is told that it won't be done."""
     background, done = Background(Observers()), list[str]()
-    assert not background.running
+    states = [background.running]
     assert not background.put(note(done, "before"))
     async with running(background):
-        assert background.running
-    assert not background.running
+        states.append(background.running)
+    states.append(background.running)
+    assert states == [False, True, False]
     assert not background.put(note(done, "after"))
     assert done == []
 
@@ -133,7 +135,7 @@ async def test_what_a_thread_puts_too_late_is_reported() -> None:
         group.start_soon(lambda: background.run(stop, started=started, grace_s=5))
         await started.wait()
         stop.set()
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         thread = threading.Thread(target=background._take, args=(note([], "late"),))
         thread.start()
         thread.join()
@@ -145,7 +147,7 @@ async def test_work_may_be_put_from_a_callback() -> None:
     background, done = Background(Observers()), anyio.Event()
 
     async def work() -> None:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         done.set()
 
     async with running(background):

@@ -63,9 +63,7 @@ def http_date(moment: dt.datetime) -> str:
         (529, FailureKind.OVERLOADED, True, True, False),
     ],
 )
-def test_a_status_means(
-    status: int, kind: FailureKind, retryable: bool, of_service: bool, may_be_billed: bool
-) -> None:
+def test_a_status_means(status: int, kind: FailureKind, retryable: bool, of_service: bool, may_be_billed: bool) -> None:
     """The status alone says what failed, whether to retry, what the breaker counts, and what may cost money."""
     failure = failure_of_response(answer(status))
     assert (failure.kind, failure.status) == (kind, status)
@@ -86,7 +84,9 @@ def test_another_error_code_is_no_spend_cap() -> None:
     assert failure_of_response(answer(429, error)).kind is FailureKind.RATE_LIMITED
 
 
-@pytest.mark.parametrize(("word", "status", "retryable"), [("true", 400, True), ("false", 529, False), ("yes", 529, True)])
+@pytest.mark.parametrize(
+    ("word", "status", "retryable"), [("true", 400, True), ("false", 529, False), ("yes", 529, True)]
+)
 def test_the_servers_word_wins(word: str, status: int, retryable: bool) -> None:
     """`x-should-retry` overrules the status; anything but true and false is no word."""
     assert failure_of_response(answer(status, x_should_retry=word)).retryable is retryable
@@ -214,7 +214,11 @@ def connector_error() -> aiohttp.ClientConnectorError:
         (anthropic.APITimeoutError(request=REQUEST), FailureKind.TIMEOUT, True),
         (anthropic.APIConnectionError(request=REQUEST), FailureKind.CONNECTION, True),
         (caused(anthropic.APITimeoutError(request=REQUEST), httpx2.ConnectTimeout("t")), FailureKind.TIMEOUT, False),
-        (caused(anthropic.APIConnectionError(request=REQUEST), httpx2.ConnectError("c")), FailureKind.CONNECTION, False),
+        (
+            caused(anthropic.APIConnectionError(request=REQUEST), httpx2.ConnectError("c")),
+            FailureKind.CONNECTION,
+            False,
+        ),
         (caused(anthropic.APIConnectionError(request=REQUEST), httpx2.ReadError("r")), FailureKind.CONNECTION, True),
         (QueueFull("full"), FailureKind.REFUSED, False),
         (ValueError("mine"), FailureKind.OTHER, True),

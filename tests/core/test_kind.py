@@ -49,7 +49,12 @@ def test_the_model_is_what_the_body_names(body: object, model: str) -> None:
 @pytest.mark.parametrize(
     "pool",
     [
-        {"claude-opus-4-5", "claude-opus-4-6-20260101", "us.anthropic.claude-opus-4-7-v1:0", "claude-opus-4-8@20260801"},
+        {
+            "claude-opus-4-5",
+            "claude-opus-4-6-20260101",
+            "us.anthropic.claude-opus-4-7-v1:0",
+            "claude-opus-4-8@20260801",
+        },
         {"claude-sonnet-4-5", "claude-sonnet-4-6"},
         {"claude-fable-5", "claude-fable-5-2", "claude-fable-5-1-20260901"},
         {"claude-mythos-1", "claude-mythos-1-5"},
@@ -62,7 +67,17 @@ def test_models_of_one_pool_share_a_class(pool: set[str]) -> None:
 
 def test_models_of_different_pools_differ() -> None:
     """No model of one pool has the class of another."""
-    models = ["opus-5-5", "opus-5", "opus-4-6", "sonnet-5-5", "sonnet-5", "sonnet-4-6", "haiku-5-5", "haiku-4-5", "fable-5"]
+    models = [
+        "opus-5-5",
+        "opus-5",
+        "opus-4-6",
+        "sonnet-5-5",
+        "sonnet-5",
+        "sonnet-4-6",
+        "haiku-5-5",
+        "haiku-4-5",
+        "fable-5",
+    ]
     assert len({model_class(f"claude-{model}") for model in models}) == len(models)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_no_text_fools_it(words: str, cuts: list[int]) -> None:
     """Whatever the model writes, and however it is cut, only real events count."""
     body = START + OPEN + text(words) + text(words) + CLOSE + DELTA + STOP
     edges = [0, *sorted(cut % len(body) for cut in cuts), len(body)]
-    chunks = [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [body[a:b] for a, b in itertools.pairwise(edges)]
     assert told(scanned(StreamScanner(), *chunks)) == (WHOLE_USAGE, "end_turn", True, True, None)
 
 

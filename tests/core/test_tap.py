@@ -282,7 +282,7 @@ async def test_a_dropped_body_in_a_cycle_is_found_by_the_collector(virtual_time:
     """The same, a collection later."""
     exchange = await answered(Body(STREAM))
     exchange.response.extensions["self"] = exchange.response
-    with pytest.warns(ResourceWarning, match="dropped without being closed"):
+    with pytest.warns(ResourceWarning, match="dropped without being closed"):  # noqa: PT031 - the last reference
         del exchange.response, exchange.attempt.tap
         gc.collect()
     assert exchange.given_back == [exchange.attempt]
@@ -444,6 +444,25 @@ async def test_a_body_closing_under_a_read_ahead_is_the_clients_doing(virtual_ti
     assert exchange.attempt.failure is not None
     assert exchange.attempt.failure.kind is FailureKind.CANCELLED
     assert exchange.attempt.may_be_billed
+
+
+async def test_any_asynchronous_iterator_may_be_a_body(virtual_time: VirtualTime) -> None:
+    """A transport's stream need not be made of generators."""
+
+    class Chunks(Body):
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            self.left = iter(self.chunks)
+            return self
+
+        async def __anext__(self) -> bytes:
+            try:
+                return next(self.left)
+            except StopIteration:
+                raise StopAsyncIteration from None
+
+    exchange = await answered(Chunks(STREAM))
+    await exchange.response.aread()
+    assert (exchange.attempt.failure, exchange.attempt.usage) == (None, WHOLE)
 
 
 async def test_a_body_is_tapped_once() -> None:

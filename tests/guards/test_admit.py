@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -14,9 +15,8 @@ import pytest
 from anthropic import AsyncAnthropic, omit
 from pydantic import ValidationError
 
-from penstock.admission.limits import Limits
+from penstock.admission.limits import Cost, Limits
 from penstock.core.attempt import Attempt, open_attempt
-from penstock.core.background import Background
 from penstock.core.call import open_call
 from penstock.core.context import deadline, labels
 from penstock.core.events import Event, KeyChanged, LimitsLearned, Observers, QuotaCooled
@@ -28,11 +28,12 @@ from penstock.simulator import Limit, Simulator
 from penstock.testing import Cancelled, cancel_at_every_await
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from penstock.admission.quota import BucketStatistics
     from penstock.core.attempt import CallNext, Response
-    from penstock.testing import How
+    from penstock.core.background import Background
+    from penstock.testing.cancellation import How
     from penstock.testing.plugin import VirtualTime
 
 MODEL = "claude-sonnet-5-5"
@@ -53,7 +54,7 @@ class Watching(anthropic.Middleware):
 
     @property
     def failures(self) -> list[FailureKind | None]:
-        return [attempt.failure and attempt.failure.kind for attempt in self.attempts]
+        return [None if attempt.failure is None else attempt.failure.kind for attempt in self.attempts]
 
     async def handle_async(self, request: anthropic.APIRequest, call_next: CallNext) -> Response:
         with open_call(request, background=self.background), open_attempt(request) as attempt:
@@ -258,14 +259,10 @@ async def test_real_usage_is_settled_without_cache_reads(virtual_time: VirtualTi
     limits = Limits(requests_per_minute=100, input_tokens_per_minute=60_000, output_tokens_per_minute=10_000)
     site = Site(simulator, limits=limits)
     await site.claude.messages.create(**ask())
-    levels = {name: site.bucket(name).capacity - site.bucket(name).available for name in limits_names()}
+    levels = {name: site.bucket(name).capacity - site.bucket(name).available for name in Cost.NAMES}
     assert levels["requests"] == pytest.approx(1, abs=0.01)
     assert levels["input_tokens"] == pytest.approx(300, abs=5)
     assert levels["output_tokens"] == pytest.approx(7, abs=1)
-
-
-def limits_names() -> tuple[str, ...]:
-    return ("requests", "input_tokens", "output_tokens")
 
 
 @pytest.mark.parametrize(
@@ -368,7 +365,7 @@ async def test_a_stream_that_nobody_reads_is_collected_and_reported(virtual_time
     site = Site(Simulator(), concurrency=1)
     stream = await site.claude.messages.create(**ask(), stream=True)
     site.watching.attempts.clear()
-    with pytest.warns(ResourceWarning, match="dropped without being closed"):
+    with pytest.warns(ResourceWarning, match="dropped without being closed"):  # noqa: PT031 - the last reference
         del stream
         gc.collect()
     assert site.admit.statistics().slots_used == 0
@@ -600,7 +597,7 @@ async def test_too_steep_a_growth_is_slowed_down(virtual_time: VirtualTime) -> N
         await site.claude.messages.create(**ask())
     await site.ask_many(10)
     starts = [entry.started_at for entry in simulator.journal[1:]]
-    gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert min(gaps) > 0.5
 
 
@@ -778,11 +775,11 @@ async def test_a_request_tried_again_keeps_its_place(virtual_time: VirtualTime) 
     class Twice(anthropic.Middleware):
         async def handle_async(self, request: anthropic.APIRequest, call_next: CallNext) -> Response:
             with open_call(request):
-                for last in (False, True):
+                with open_attempt(request) as attempt:
+                    response = await attempt.send(request, call_next)
+                if not attempt.ok:
                     with open_attempt(request) as attempt:
                         response = await attempt.send(request, call_next)
-                    if last or attempt.ok:
-                        break
             return response
 
     simulator = Simulator(latency_s=1)
@@ -825,32 +822,37 @@ async def test_adaptive_concurrency_follows_what_the_service_bears(virtual_time:
 
 
 async def plain(claude: AsyncAnthropic) -> None:
+    """A message, whole."""
     await claude.messages.create(**ask())
 
 
 async def streamed(claude: AsyncAnthropic) -> None:
+    """A message, event by event."""
     async for _ in await claude.messages.create(**ask(), stream=True):
         pass
 
 
 async def helper(claude: AsyncAnthropic) -> None:
+    """The helper that gathers a stream."""
     async with claude.messages.stream(**ask()) as stream:
         await stream.get_final_message()
 
 
 async def raw(claude: AsyncAnthropic) -> None:
+    """The HTTP response of a whole message."""
     async with claude.messages.with_streaming_response.create(**ask()) as response:
         await response.parse()
 
 
 async def counted(claude: AsyncAnthropic) -> None:
+    """A count of tokens."""
     await claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": "Hi"}])
 
 
 @pytest.mark.parametrize("how", ["waiting", "done", "repeatedly"])
 @pytest.mark.parametrize("surface", [plain, streamed, helper, raw, counted])
 async def test_cancelled_at_any_await_nothing_is_left(
-    surface: Callable[[AsyncAnthropic], Awaitable[None]], how: How, virtual_time: VirtualTime
+    surface: Callable[[AsyncAnthropic], Coroutine[Any, Any, None]], how: How, virtual_time: VirtualTime
 ) -> None:
     """In line, at the grant, under way, in the body: slots, buckets, keys, line and connection are free again."""
 
@@ -877,7 +879,9 @@ async def test_cancelled_at_any_await_nothing_is_left(
     assert await cancel_at_every_await(scenario, how=how) >= 3
 
 
-@pytest.mark.parametrize("fault", ["reset", "truncated", "stream_drop_after_content", "stall", "bad_json", "overloaded"])
+@pytest.mark.parametrize(
+    "fault", ["reset", "truncated", "stream_drop_after_content", "stall", "bad_json", "overloaded"]
+)
 @pytest.mark.parametrize("surface", [plain, streamed, helper, raw])
 async def test_no_fault_keeps_a_slot(
     surface: Callable[[AsyncAnthropic], Awaitable[None]], fault: str, virtual_time: VirtualTime

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from opentelemetry import trace
@@ -13,9 +12,7 @@ from penstock.observe.tracing import tracing_configured
 
 def asked_in_a_process(code: str, **environment: str) -> bool:
     """What a process of its own says, because a tracer provider is set once for a process."""
-    asking = (
-        textwrap.dedent(code) + "\nfrom penstock.observe.tracing import tracing_configured\nprint(tracing_configured())"
-    )
+    asking = f"{code}\nfrom penstock.observe.tracing import tracing_configured\nprint(tracing_configured())"
     ran = subprocess.run(
         [sys.executable, "-c", asking], capture_output=True, text=True, check=True, env={**os.environ, **environment}
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from penstock.admission.fair_queue import Entry, FairQueue, Place
 from penstock.admission.limits import Cost
@@ -231,9 +231,9 @@ class Line:
     def _admit_front(self, model_class: str, now: float) -> float | None:
         """Let in the first of a line; return `None` if done, else how long to wait."""
         queue = self._queues[model_class]
-        first = queue.first()
-        if first is None or (waiter := first.item) is None:
-            return math.inf
+        # A line that is asked for its first isn't empty.
+        first = cast("Entry[Flow, _Waiter]", queue.first())
+        waiter = cast("_Waiter", first.item)
         if waiter.granted.cancelled():
             # Its task has been cancelled and has not run since; it takes nothing any more.
             queue.leave(first)

@@ -247,7 +247,7 @@ class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(requ
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         attempt = self._attempt
         if self._own and attempt is not None:
             if error is not None:
@@ -258,4 +258,4 @@ class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(requ
                     attempt.call.put(attempt.tap.aclose)
             elif attempt.tap is None or attempt.failure is not None:
                 attempt.end()
-        return self._call.__exit__(kind, error, trace)
+        self._call.__exit__(kind, error, trace)

@@ -236,7 +236,7 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
         deadline_s: Seconds that an ordinary call may take; `None` for no bound.
     """
 
-    __slots__ = ("_background", "_call", "_deadline_s", "_new", "_observers", "_own", "_request", "_scope", "_token")
+    __slots__ = ("_background", "_call", "_deadline_s", "_new", "_observers", "_request", "_scope", "_token")
 
     def __init__(
         self,
@@ -252,7 +252,6 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
         self._observers = observers
         self._background = background
         self._deadline_s = deadline_s
-        self._own = False
         self._token: Token[Call | None] | None = None
 
     def __enter__(self) -> Call:
@@ -261,7 +260,6 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
             call = Call(
                 self._request, observers=self._observers, background=self._background, deadline_s=self._deadline_s
             )
-            self._own = True
             self._token = _current.set(call)
             self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
             self._scope.__enter__()
@@ -270,21 +268,19 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if not self._own:
-            return None
+    ) -> None:
+        if self._token is None:
+            return
         call = self._call
         cut = bool(self._scope.__exit__(kind, error, trace))
         call.scope = None
-        if self._token is not None:
-            _current.reset(self._token)
+        _current.reset(self._token)
         if error is None:
             call.returned()
-            return None
+            return
         call.end()
         if cut:
             raise call.cut_short() from None
-        return None
 
 
 def current_call() -> Call | None:

@@ -8,6 +8,7 @@ than raise.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -54,7 +55,7 @@ class Patience:
 _patience: ContextVar[Patience | None] = ContextVar("penstock_patience", default=None)
 
 
-class _Scoped(Generic[T]):
+class _Scoped(ABC, Generic[T]):
     """Sets a `ContextVar` for a `with` block; may be entered many times, one inside the other."""
 
     __slots__ = ("_tokens", "_var")
@@ -63,8 +64,8 @@ class _Scoped(Generic[T]):
         self._var = var
         self._tokens: list[Token[T]] = []
 
-    def _value(self) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    def _value(self) -> T: ...
 
     def __enter__(self) -> None:
         self._tokens.append(self._var.set(self._value()))

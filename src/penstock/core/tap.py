@@ -70,8 +70,8 @@ class BodyTap(httpx2.AsyncByteStream):
         try:
             async for chunk in inner:
                 self._raise_if_closing()
-                if self._scanner is not None:
-                    self._see(chunk)
+                if (scanner := self._scanner) is not None:
+                    self._see(scanner, chunk)
                 yield chunk
             self._raise_if_closing()
         except GeneratorExit:
@@ -130,18 +130,16 @@ class BodyTap(httpx2.AsyncByteStream):
         message = f"a response body was dropped without being closed ({attempt.call.id})"
         warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
-    def _see(self, chunk: bytes) -> None:
-        scanner = self._scanner
+    def _see(self, scanner: Scanner, chunk: bytes) -> None:
         if self._inflate is not None:
             try:
                 chunk = self._inflate.decompress(chunk)
             except zlib.error:
                 self._scanner = None
                 return
-        if scanner is not None:
-            scanner.see(chunk)
-            if scanner.has_content and self._attempt.first_content_at is None:
-                self._attempt.note_first_content()
+        scanner.see(chunk)
+        if scanner.has_content and self._attempt.first_content_at is None:
+            self._attempt.note_first_content()
 
     def _end(self, *, whole: bool = False) -> None:
         """End the attempt with what the scanner knows; `whole` if the transport delivered everything."""

@@ -6,8 +6,14 @@ frame; so a slow consumer gets fewer, larger frames, and what is held is at most
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anthropic
+import anyio
+
+from penstock.errors import StreamInterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +32,7 @@ class TextFrame:
         text: One delta, or several that came while the consumer was busy. Never in `repr`.
     """
 
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +80,131 @@ async def relay(
     Args:
         stream: An open stream, not yet read, or read in part.
         send: Awaited with each frame, one after the other; when it raises, the stream is closed at once.
-        send_timeout_s: Seconds that one `send` may take; `None` for no bound.
-        on_event: Called with each event of the stream (the SDK's types), for what is not text. Synchronous.
+        send_timeout_s: Seconds that one `send` may take, above 0; `None` for no bound.
+        on_event: Called with each event of the stream (the SDK's own types), for what is not text: tools, thinking,
+            citations. Synchronous, and as the events come, whatever the consumer has taken so far.
 
     Returns:
         The final frame, which was sent too.
 
     Raises:
-        StreamInterrupted: The stream broke off; its text and an `ErrorFrame` were sent before.
+        StreamInterrupted: The stream broke off; all its text and an `ErrorFrame` were sent before. Other errors of the
+            stream are raised in the same way.
         TimeoutError: The consumer did not take a frame in time; the stream is closed.
         Exception: What `send` or `on_event` raised, as it is; the stream is closed.
+
+    Example:
+        >>> async def main() -> None:
+        ...     async with AsyncAnthropic() as claude:
+        ...         params = {"model": "claude-sonnet-5-5", "max_tokens": 200}
+        ...         messages = [{"role": "user", "content": "Hello"}]
+        ...
+        ...         async def send(frame: Frame) -> None:
+        ...             if isinstance(frame, FinalFrame):
+        ...                 print(frame.stop_reason)
+        ...
+        ...         async with penstock.streaming.stream(claude, messages=messages, **params) as answer:
+        ...             await relay(answer, send)
+        >>> import anyio
+        >>> anyio.run(main)
+        end_turn
     """
-    raise NotImplementedError
+    mailbox = _Mailbox()
+    raised: Exception | None = None
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_read, stream, mailbox, on_event)
+            try:
+                await _deliver(mailbox, send, send_timeout_s)
+            except Exception as error:  # noqa: BLE001 - raised below, because a task group would wrap it
+                raised = error
+            group.cancel_scope.cancel()
+        failure = raised or mailbox.error
+        if failure is None:
+            final = FinalFrame(
+                stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length
+            )
+            await _send(send, final, send_timeout_s)
+            return final
+        if raised is None:
+            await _send(send, _error_frame(failure, mailbox.length), send_timeout_s)
+    finally:
+        await stream.close()
+    try:
+        raise failure
+    finally:
+        # Without the references, the error forms no cycle with its traceback.
+        del failure, raised
+
+
+class _Mailbox:
+    """What the reader has read and the consumer has not yet taken.
+
+    Attributes:
+        texts: Text not yet sent.
+        length: Characters of all text read.
+        over: Whether no more will come.
+        error: What the reader failed with.
+        news: Set when any of this has changed.
+    """
+
+    __slots__ = ("error", "length", "news", "over", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.length = 0
+        self.over = False
+        self.error: Exception | None = None
+        self.news = asyncio.Event()
+
+    def put(self, text: str) -> None:
+        self.texts.append(text)
+        self.length += len(text)
+        self.news.set()
+
+    async def take(self) -> str:
+        """Wait for text and take all there is; empty at the end."""
+        while not (self.texts or self.over):
+            self.news.clear()
+            await self.news.wait()
+        text = "".join(self.texts)
+        self.texts.clear()
+        return text
+
+
+async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], object] | None) -> None:
+    try:
+        if on_event is None:
+            async for text in stream.text_stream:
+                if text:
+                    mailbox.put(text)
+        else:
+            async for event in stream:
+                if event.type == "text" and event.text:
+                    mailbox.put(event.text)
+                on_event(event)
+    except Exception as error:  # noqa: BLE001 - raised to the caller, once all text is sent
+        mailbox.error = error
+    finally:
+        mailbox.over = True
+        mailbox.news.set()
+
+
+async def _deliver(
+    mailbox: _Mailbox, send: Callable[[Frame], Awaitable[object]], send_timeout_s: float | None
+) -> None:
+    while text := await mailbox.take():
+        await _send(send, TextFrame(text=text), send_timeout_s)
+
+
+async def _send(send: Callable[[Frame], Awaitable[object]], frame: Frame, send_timeout_s: float | None) -> None:
+    with anyio.move_on_after(send_timeout_s) as scope:
+        await send(frame)
+    if scope.cancelled_caught:
+        raise TimeoutError(f"the consumer did not take a frame within {send_timeout_s:g} s; the stream is closed")
+
+
+def _error_frame(error: Exception, text_length: int) -> ErrorFrame:
+    cause = error.cause if isinstance(error, StreamInterrupted) else error
+    kind = cause.type if isinstance(cause, anthropic.APIStatusError) and cause.type else type(cause).__name__
+    return ErrorFrame(type=kind, message=str(error), text_length=text_length)

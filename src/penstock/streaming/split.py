@@ -1,8 +1,8 @@
 """Cutting the bytes of an event stream into events without decoding them.
 
-The rule here: an event that nobody asks for is never decoded. What looks like every event of the API, an `event` line
-and a `data` line that end with line feeds, stays the bytes that it was; anything else goes through `SSEDecoder`, which
-knows the whole grammar. How the bytes were cut into chunks never shows.
+The rule here: an event that nobody asks for is never decoded. While every line ends with a line feed, as the API's do,
+an event is the bytes of its lines; from the first carriage return on, `SSEDecoder` does the work. How the bytes were
+cut into chunks never shows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from penstock.core.sse import ServerSentEvent, SSEDecoder
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Raw", "Splitter", "data_of", "name_of"]
+__all__ = ["Raw", "Splitter", "data_of", "name_of", "text_of"]
 
-Raw: TypeAlias = bytes | ServerSentEvent
-"""An event: its two lines as they came, or, where it looked otherwise, what the grammar makes of it."""
+Raw: TypeAlias = "bytes | ServerSentEvent"
 
 _BOM: Final = b"\xef\xbb\xbf"
 _EVENT: Final = b"event: "
@@ -29,55 +28,58 @@ _MOST_BYTES: Final = 64 * 1024 * 1024
 
 
 def name_of(raw: Raw) -> str:
-    """Return the name of an event."""
-    if isinstance(raw, ServerSentEvent):
-        return raw.name
-    return raw[len(_EVENT) : raw.index(b"\n")].decode()
-
-
-def data_of(raw: Raw, position: int = 0) -> dict[str, object]:
-    """Decode the data of an event.
-
-    Args:
-        raw: The event.
-        position: Where it begins, in bytes from the start of the stream.
+    """Return the name of an event: that of its `event` line, else `message`, as the specification has it.
 
     Raises:
-        InvalidStream: It isn't UTF-8, or not a JSON object.
+        InvalidStream: It is no valid UTF-8.
     """
-    if isinstance(raw, ServerSentEvent):
-        return raw.json()
-    try:
-        value: object = from_json(raw[raw.index(_DATA) + len(_DATA) :])
-    except ValueError:
-        return _decoded(raw, position).json()
-    if not isinstance(value, dict):
-        raise InvalidStream("the data of an event is not a JSON object", position=position)
-    return cast("dict[str, object]", value)
+    if isinstance(raw, bytes):
+        end = raw.find(b"\n")
+        if raw.startswith(_EVENT) and raw.startswith(_DATA, end) and raw.find(b"\n", end + 1) < 0:
+            return raw[len(_EVENT) : end].decode(errors="replace")
+        raw = _decoded(raw)
+    return raw.name
 
 
-def _decoded(raw: bytes, position: int) -> ServerSentEvent:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise InvalidStream("an event is not valid UTF-8", position=position) from None
-    first, _, rest = text.partition("\n")
-    return ServerSentEvent(first[len(_EVENT) :], rest[len(_DATA) - 1 :], position)
+def data_of(raw: Raw) -> dict[str, object] | None:
+    """Decode the data of an event; `None` if it has none.
+
+    Raises:
+        InvalidStream: It is no valid UTF-8, or no JSON object.
+    """
+    if isinstance(raw, bytes):
+        start = raw.find(_DATA)
+        try:
+            value: object = from_json(raw[start + len(_DATA) :])
+        except ValueError:
+            # More than two lines, lone surrogates, or what is really no JSON.
+            raw = _decoded(raw)
+        else:
+            if start > 0 and isinstance(value, dict):
+                return cast("dict[str, object]", value)
+            raw = _decoded(raw)
+    return raw.json() if raw.data else None
 
 
-def _is_plain(block: bytes) -> bool:
-    """Whether a block is an `event` line and a `data` line, as the API sends them."""
-    if not block.startswith(_EVENT):
-        return False
-    end = block.find(b"\n")
-    return end > len(_EVENT) and block.startswith(_DATA, end) and block.find(b"\n", end + 1) < 0
+def text_of(raw: Raw) -> str:
+    """Return the data of an event as it is."""
+    return (_decoded(raw) if isinstance(raw, bytes) else raw).data
+
+
+def _decoded(block: bytes) -> ServerSentEvent:
+    """Decode the lines of one event by the grammar."""
+    decoder = SSEDecoder()
+    # A byte order mark is one at the start of a stream only.
+    decoder.feed(b":\n\n")
+    events = decoder.feed(block + b"\n\n")
+    return events[0] if events else ServerSentEvent("message", "")
 
 
 class Splitter:
     r"""Cuts one stream into its events; feed it the body's chunks in order, then finish it.
 
     Attributes:
-        position: Bytes of the events that were given so far.
+        position: Offset in bytes, from the start of the stream, of the first byte that no given event covers.
 
     Example:
         >>> splitter = Splitter()
@@ -87,32 +89,75 @@ class Splitter:
         [b'event: ping\ndata: {"type": "ping"}']
     """
 
-    __slots__ = ("_decoder", "_decoding", "_pending", "_skipped", "position")
+    __slots__ = ("_decoder", "_offset", "_pending", "position")
 
     def __init__(self) -> None:
         self.position = 0
         self._pending = bytearray()
-        self._decoder = SSEDecoder()
-        self._decoding = False
-        self._skipped = 0
+        self._decoder: SSEDecoder | None = None
+        self._offset = 0
 
-    def feed(self, chunk: bytes) -> Iterable[Raw]:
+    def __repr__(self) -> str:
+        return f"Splitter(position={self.position}, pending_bytes={len(self._pending)})"
+
+    def feed(self, chunk: bytes) -> Sequence[Raw]:
         """Take the next bytes of the body, cut anywhere, and return the events that are complete now.
 
         Raises:
-            InvalidStream: The next event is longer than allowed, or no valid UTF-8.
+            InvalidStream: The next event is longer than allowed, or, where lines end otherwise, no valid UTF-8.
         """
-        if self._decoding or b"\r" in chunk:
+        if self._decoder is not None or b"\r" in chunk:
             return self._decode(chunk)
         pending = self._pending
         if pending:
-            if b"\n\n" not in chunk and not (pending.endswith(b"\n") and chunk.startswith(b"\n")):
-                pending += chunk
-                if len(pending) > _MOST_BYTES:
-                    raise InvalidStream(f"an event is longer than {_MOST_BYTES} bytes", position=self.position)
-                return ()
+            ends = b"\n\n" in chunk or (pending.endswith(b"\n") and chunk.startswith(b"\n"))
             pending += chunk
+            if not ends:
+                self._bound()
+                return []
             chunk = bytes(pending)
             pending.clear()
-        ...
-        return ()
+        if not self.position:
+            chunk = chunk.removeprefix(_BOM)
+        events = chunk.split(b"\n\n")
+        rest = events.pop()
+        if rest:
+            pending += rest
+        self.position += len(chunk) - len(rest)
+        return events
+
+    def finish(self) -> Sequence[Raw]:
+        """Take note that the body has ended; returns the last event, if its blank line is missing.
+
+        Raises:
+            InvalidStream: As `feed` does.
+        """
+        if self._decoder is not None:
+            return self._shifted(self._decoder.finish)
+        rest = bytes(self._pending)
+        self._pending.clear()
+        return [rest] if rest.strip(b"\n") else []
+
+    def _bound(self) -> None:
+        if len(self._pending) > _MOST_BYTES:
+            raise InvalidStream(f"an event is longer than {_MOST_BYTES} bytes", position=self.position)
+
+    def _decode(self, chunk: bytes) -> Sequence[Raw]:
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = SSEDecoder(max_event_bytes=_MOST_BYTES)
+            if self.position:
+                decoder.feed(b":\n\n")
+                self._offset = self.position - decoder.position
+            chunk = bytes(self._pending) + chunk
+            self._pending.clear()
+        events = self._shifted(lambda: decoder.feed(chunk))
+        self.position = self._offset + decoder.position
+        return events
+
+    def _shifted(self, step: Callable[[], Sequence[Raw]]) -> Sequence[Raw]:
+        """Run a step of the decoder, which began to count in the middle of the stream."""
+        try:
+            return step()
+        except InvalidStream as error:
+            raise InvalidStream(error.reason, position=self._offset + error.position) from None

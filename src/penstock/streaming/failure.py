@@ -1,0 +1,107 @@
+"""What a stream that breaks off is told by: an error, a sentence, and what had come of the message.
+
+The rule here: a failure before the first content is what any request may raise, and the SDK's own; after it, it is a
+`StreamInterrupted`. No sentence quotes content.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import anthropic
+import httpx2
+from anthropic.types import Message
+from anthropic.types.beta import BetaMessage
+
+from penstock.errors import ClientClosed, InvalidStream, StreamInterrupted
+
+if TYPE_CHECKING:
+    from penstock.core.usage import Usage
+    from penstock.streaming.accumulate import AnyMessage
+
+__all__ = ["ended_early", "error_of_event", "interruption"]
+
+# What is there from the start of a block on, and what says of whose making it is.
+_NO_CONTENT: Final = frozenset({"type", "id", "name", "signature", "citations", "caller", "toolset_name", "server_name"})
+
+
+def error_of_event(text: str, response: httpx2.Response) -> anthropic.APIStatusError:
+    """Return what the SDK raises for an `error` event inside an answer of status 200."""
+    body: object = text
+    try:
+        body = json.loads(text)
+        message = f"{body}"
+    except (ValueError, RecursionError):
+        message = text or f"Error code: {response.status_code}"
+    return anthropic.APIStatusError(message, response=response, body=body)
+
+
+def ended_early(response: httpx2.Response) -> anthropic.APIConnectionError:
+    """Return the error for a body that ended without `message_stop`."""
+    return anthropic.APIConnectionError(message="The stream ended before its last event.", request=response.request)
+
+
+def interruption(
+    cause: Exception, snapshot: AnyMessage | None, usage: Usage, *, response: httpx2.Response, told: bool
+) -> Exception:
+    """Return what is raised for a stream that broke off.
+
+    Args:
+        cause: The error of the SDK or the transport behind it.
+        snapshot: The message as far as it came; `None` if not even its start did.
+        usage: What it used, as far as known.
+        response: The answer.
+        told: Whether the caller has been given text.
+    """
+    if snapshot is None or not (told or _has_content(snapshot)):
+        return _as_sdk_error(cause, response.request)
+    partial = snapshot.model_copy(update={"stop_reason": None, "stop_sequence": None})
+    error = StreamInterrupted(
+        f"{_what_happened(cause)} after its first content (request {response.headers.get('request-id')}). "
+        "`partial` holds what came. Ask again, or ask to go on from there.",
+        partial=cast("Message | BetaMessage", partial),
+        usage=usage,
+        cause=cause,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _has_content(message: AnyMessage) -> bool:
+    return any(_is_content(block) for block in message.content)
+
+
+def _is_content(block: Any) -> bool:
+    fields = block.to_dict() if hasattr(block, "to_dict") else {}
+    return any(value for name, value in fields.items() if name not in _NO_CONTENT)
+
+
+def _what_happened(cause: Exception) -> str:
+    match cause:
+        case anthropic.APIStatusError():
+            return f"the API broke the stream off with {cause.type or 'an error'}"
+        case httpx2.TimeoutException():
+            return "the stream fell silent"
+        case httpx2.StreamClosed():
+            return "the stream was closed"
+        case ClientClosed():
+            return "the client was closed while the stream was read,"
+        case anthropic.APIConnectionError():
+            return "the stream ended without its last event"
+        case InvalidStream():
+            return f"the stream holds what is no valid event ({cause.reason})"
+        case httpx2.TransportError():
+            return f"the connection broke off ({type(cause).__name__})"
+        case _:
+            return f"the stream holds an event that can't be understood ({type(cause).__name__})"
+
+
+def _as_sdk_error(cause: Exception, request: httpx2.Request) -> Exception:
+    """Return what the SDK raises for a transport that fails before it answers; other errors stay as they are."""
+    if not isinstance(cause, httpx2.TransportError):
+        return cause
+    kind = anthropic.APITimeoutError if isinstance(cause, httpx2.TimeoutException) else anthropic.APIConnectionError
+    error = kind(request=request)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,225 @@
+"""Reading a body chunk by chunk, and noticing when it falls silent.
+
+The rule here: one timer for each stream, none for each chunk: it looks at the clock only when it fires, and wakes a
+reader that has waited too long as `asyncio.timeout` does. Whoever closes a body ends its attempt before he awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Final, cast
+
+import anyio
+import httpx2
+
+from penstock.core.failure import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from penstock.core.attempt import Attempt
+    from penstock.core.background import Background
+
+__all__ = ["DrainedSource", "Source"]
+
+_STALLED: Final = Failure(kind=FailureKind.TIMEOUT, error_type="StreamStalled")
+# What a timer may come too early by.
+_EARLY_S: Final = 0.001
+
+
+class Source:
+    """The body of a streamed answer, read by whoever wants the next chunk.
+
+    Args:
+        response: The answer, not yet read.
+        idle_timeout_s: Seconds that a reader waits for anything but pings, above 0; `None` for no bound.
+
+    Attributes:
+        closed: Whether it was closed.
+    """
+
+    def __init__(self, response: httpx2.Response, *, idle_timeout_s: float | None) -> None:
+        self.closed = False
+        self._http = response
+        self._idle_s = idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._chunks = _chunks(response)
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._why: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self.closed else 'open'}>"
+
+    def wait_from_now(self) -> None:
+        """Count the silence from now on."""
+        self._since = self._loop.time()
+        if self._timer is None and self._idle_s is not None:
+            self._timer = self._loop.call_later(self._idle_s, self._look)
+
+    async def read(self) -> bytes | None:
+        """Return the next bytes; `None` at the end, or when it is closed meanwhile.
+
+        Raises:
+            httpx2.ReadTimeout: The silence lasted too long.
+            Exception: What the transport raises.
+        """
+        self._reader = task = asyncio.current_task()
+        try:
+            if self._why is None:
+                return await anext(self._chunks)
+        except StopAsyncIteration:
+            return None
+        except asyncio.CancelledError:
+            if self._why is None or task is None or task.uncancel() > self._cancelling:
+                # A read that was cut short has killed the body.
+                self._why = httpx2.ReadError("a read of this stream was cancelled")
+                raise
+        except Exception:
+            if not self.closed:
+                raise
+        finally:
+            self._reader = None
+        if self.closed or self._why is None:
+            return None
+        raise self._why
+
+    async def close(self) -> None:
+        """Close the body; a read that waits in another task finds itself at the end."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+        await self._close()
+
+    async def abandon(self) -> None:
+        """Leave the rest unread."""
+        await self.close()
+
+    async def _close(self) -> None:
+        try:
+            # A transport that fails at closing has closed.
+            with contextlib.suppress(httpx2.HTTPError):
+                await self._http.aclose()
+        finally:
+            if isinstance(self._chunks, AsyncGenerator) and not self._chunks.ag_running:
+                await cast("AsyncGenerator[bytes, None]", self._chunks).aclose()
+
+    def _look(self) -> None:
+        """See whether a reader has waited too long; the timer runs on only while one waits."""
+        self._timer = None
+        if self._reader is None or self._idle_s is None:
+            return
+        due = self._since + self._idle_s
+        if due - self._loop.time() > _EARLY_S:
+            self._timer = self._loop.call_at(due, self._look)
+            return
+        attempt: Attempt | None = self._http.extensions.get("penstock_attempt")
+        if attempt is not None and attempt.failure is None:
+            attempt.failure = _STALLED
+        self._why = httpx2.ReadTimeout(f"nothing but pings for {self._idle_s:g} s")
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have a read that waits return."""
+        task = self._reader
+        if task is not None:
+            self._why = self._why or httpx2.StreamClosed()
+            self._cancelling = task.cancelling()
+            task.cancel()
+
+
+class DrainedSource(Source):
+    """The same, read in the background of a client, so that the rest is read too when whoever wanted it leaves.
+
+    Args:
+        response: As for `Source`.
+        idle_timeout_s: As for `Source`.
+        drain_s: Seconds that the rest may take once it is left, above 0.
+    """
+
+    def __init__(self, response: httpx2.Response, *, idle_timeout_s: float | None, drain_s: float) -> None:
+        super().__init__(response, idle_timeout_s=idle_timeout_s)
+        self._drain_s = drain_s
+        self._buffer: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self._scope = anyio.CancelScope()
+        self._over = False
+        self._left = False
+
+    async def pump(self) -> None:
+        """Read to the end; runs in the background."""
+        try:
+            with self._scope:
+                async for chunk in self._chunks:
+                    if not self._left:
+                        self._buffer.append(chunk)
+                        self._news.set()
+        except Exception as error:  # noqa: BLE001 - raised to whoever reads
+            self._why = self._why or error
+        except BaseException:
+            self._why = self._why or httpx2.ReadError("the client was closed")
+            raise
+        finally:
+            self._over = True
+            self._news.set()
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._close()
+
+    async def read(self) -> bytes | None:
+        """Return the next bytes; `None` at the end, or when it is closed meanwhile.
+
+        Raises:
+            httpx2.ReadTimeout: The silence lasted too long.
+            Exception: What the transport raises.
+        """
+        while not (self._buffer or self._over or self.closed):
+            self._news.clear()
+            self._reader = asyncio.current_task()
+            try:
+                await self._news.wait()
+            finally:
+                self._reader = None
+        if self.closed:
+            return None
+        if self._buffer:
+            return self._buffer.popleft()
+        if self._why is not None:
+            raise self._why
+        return None
+
+    async def abandon(self) -> None:
+        """Leave the rest to be read in the background, for a time."""
+        if self._over or self.closed:
+            await self.close()
+            return
+        self._left = self.closed = True
+        self._buffer.clear()
+        self._news.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._drain_s, self._scope.cancel)
+
+    def _wake(self) -> None:
+        self._scope.cancel()
+        self._over = True
+        self._news.set()
+
+
+def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """Return the chunks of a body, decoded; not through the layers of `httpx2` where there is nothing to decode."""
+    plain = response.headers.get("content-encoding", "identity") == "identity"
+    if not plain or response.is_closed or response.is_stream_consumed:
+        return response.aiter_bytes()
+    if not isinstance(response.stream, httpx2.AsyncByteStream):
+        return response.aiter_bytes()
+    response.is_stream_consumed = True
+    return aiter(response.stream)

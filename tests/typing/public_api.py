@@ -1,0 +1,191 @@
+"""What type checkers see of the public API. Checked, never run: each `assert_type` is a claim."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, assert_type
+
+import anthropic
+from anthropic import AsyncAnthropic, AsyncStream
+from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
+from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.types.beta import BetaMessage
+
+import penstock
+from penstock import (
+    AdmissionTimeout,
+    Admit,
+    BreakerOptions,
+    CircuitBreaker,
+    CircuitOpen,
+    Client,
+    ClientClosed,
+    ClientStatistics,
+    FanOutResult,
+    KeyNotFound,
+    Limits,
+    Meter,
+    NoKeyAvailable,
+    PenstockError,
+    QueueFull,
+    Record,
+    RequestExceedsQuota,
+    Retry,
+    RetryOptions,
+    Settings,
+    UnknownPrice,
+)
+from penstock.batch.fan_out import FanOut
+from penstock.core.events import CallEnded, Event
+from penstock.testing import Cancelled, cancel_at_every_await
+
+if TYPE_CHECKING:
+    from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
+    from anthropic.lib.vertex import AsyncAnthropicVertex
+
+MESSAGES: list[anthropic.types.MessageParam] = [{"role": "user", "content": "Hello"}]
+
+
+def observer(event: Event) -> None:
+    """Observers are plain functions of an event."""
+    if isinstance(event, CallEnded):
+        assert_type(event.labels, Mapping[str, str])
+        assert_type(event.latency_s, float)
+
+
+def making(  # noqa: PLR0917 - one of each
+    bedrock: AsyncAnthropicBedrock,
+    mantle: AsyncAnthropicBedrockMantle,
+    vertex: AsyncAnthropicVertex,
+    foundry: anthropic.AsyncAnthropicFoundry,
+    aws: anthropic.AsyncAnthropicAWS,
+    google: anthropic.AsyncAnthropicGoogleCloud,
+) -> list[Client]:
+    """Every field has its type, and every asynchronous client of the SDK can be governed."""
+    return [
+        Client(),
+        Client(Settings()),
+        Client(Settings(concurrency=5), concurrency=6),
+        Client(
+            api_keys=["sk-1", "sk-2"],
+            base_url="https://example.com",
+            transport="httpx2",
+            limits=Limits(requests_per_minute=1000),
+            concurrency=64,
+            deadline_s=None,
+            retry=RetryOptions(max_attempts=2),
+            breaker=BreakerOptions(window=50),
+            balance="random",
+            log=False,
+        ),
+        Client(limits={"claude-haiku-*": Limits()}, observers=[observer]),
+        Client(sdk=AsyncAnthropic()),
+        *(Client(sdk=sdk) for sdk in (bedrock, mantle, vertex, foundry, aws, google)),
+    ]
+
+
+def refused() -> None:
+    """What would fail when run is told before."""
+    Client(concurency=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Client(transport="curl")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Client(sdk=anthropic.Anthropic())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with penstock.labels(user=5):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pass
+    with penstock.labels(priority="urgent"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pass
+    Settings().concurrency = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def using() -> None:
+    """The SDK's own methods, with the SDK's own types."""
+    async with Client() as claude:
+        assert_type(claude, Client)
+        assert_type(claude.sdk, AsyncAnthropic)
+        assert_type(claude.messages, AsyncMessages)
+        assert_type(claude.beta, AsyncBeta)
+        assert_type(claude.models, AsyncModels)
+        message = await claude.messages.create(model="m", max_tokens=9, messages=MESSAGES)
+        assert_type(message, Message)
+        stream = await claude.messages.create(model="m", max_tokens=9, messages=MESSAGES, stream=True)
+        assert_type(stream, AsyncStream[RawMessageStreamEvent])
+        async with claude.messages.stream(model="m", max_tokens=9, messages=MESSAGES) as events:
+            assert_type(events.text_stream, AsyncIterator[str])
+        assert_type(await claude.messages.count_tokens(model="m", messages=MESSAGES), MessageTokensCount)
+        beta = await claude.beta.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
+        assert_type(beta, BetaMessage)
+        assert_type(claude.cost(message), Decimal)
+        assert_type(claude.cost(beta), Decimal)
+        assert_type(claude.settings, Settings)
+        assert_type(await claude.close(), None)
+
+
+def counting(claude: Client) -> None:
+    """One frozen snapshot, typed to its leaves."""
+    statistics = claude.statistics()
+    assert_type(statistics, ClientStatistics)
+    assert_type(statistics.calls.success_rate, float)
+    assert_type(statistics.admission.slots_used, int)
+    assert_type(statistics.retry.retries, int)
+    assert_type(statistics.attempts.total.output_tokens, int)
+
+
+async def many_at_once(claude: Client, prompts: AsyncIterator[str]) -> None:
+    """Prompts or requests, from anything that can be iterated over."""
+    assert_type(claude.fan_out(prompts), FanOut)
+    async with claude.fan_out(["One?", "Two?"], model="m", concurrency=5, order="input", system="S") as results:
+        async for result in results:
+            assert_type(result, FanOutResult)
+            assert_type(result.message, Message | None)
+            assert_type(result.error, Exception | None)
+            assert_type(result.ok, bool)
+            assert_type(result.to_dict(), dict[str, object])
+    assert_type(await claude.map(["One?"], model="m"), list[FanOutResult])
+    mixed: list[str | dict[str, Any]] = ["One?", {"custom_id": "a", "params": {"messages": MESSAGES}}]
+    assert_type(await claude.map(mixed), list[FanOutResult])
+    claude.fan_out(["One?"], order="random")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    claude.fan_out([1, 2])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+def alone() -> AsyncAnthropic:
+    """Guards are middleware of anyone's client."""
+    guards: list[anthropic.Middleware] = [
+        Record(),
+        Retry(max_attempts=5),
+        CircuitBreaker(),
+        Admit(limits=Limits(requests_per_minute=50)),
+        Meter(),
+    ]
+    return AsyncAnthropic(max_retries=0, middleware=guards)
+
+
+def blocks() -> None:
+    """Labels and deadlines are statements."""
+    with penstock.labels(user="u1", feature="search", priority="interactive"), penstock.deadline(30):
+        pass
+
+
+def failing(error: Exception) -> None:
+    """Errors carry their data."""
+    match error:
+        case NoKeyAvailable() | CircuitOpen() | QueueFull() | AdmissionTimeout():
+            assert_type(error.retry_after_s, float | None)
+        case KeyNotFound():
+            assert_type(error.places, tuple[str, ...])
+        case RequestExceedsQuota():
+            assert_type(error.limit, str)
+        case UnknownPrice():
+            assert_type(error.model, str)
+        case ClientClosed() | PenstockError():
+            assert_type(error.args, tuple[Any, ...])
+        case _:
+            pass
+
+
+async def cancelling() -> None:
+    """The test tools are typed as well."""
+
+    async def scenario(cancelled: Cancelled) -> None:
+        await cancelled(using())
+
+    assert_type(await cancel_at_every_await(scenario, how="repeatedly", every=2), int)
