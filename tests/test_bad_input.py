@@ -275,6 +275,7 @@ FINAL: dict[str, tuple[type[anthropic.APIError], bool]] = {
     "bad_gateway": (anthropic.InternalServerError, False),
     "reset": (anthropic.APIConnectionError, False),
     "truncated": (anthropic.APIConnectionError, False),
+    "bad_json": (anthropic.APIResponseValidationError, False),
     "stream_drop_before_content": (anthropic.APIConnectionError, True),
 }
 

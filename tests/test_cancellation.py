@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import anthropic
 import anyio
 import pytest
 
@@ -185,8 +184,9 @@ async def test_cancelled_anywhere_no_connection_is_left(
 
 def connections_in_use(claude: Client) -> int:
     """How many connections of the client's pool carry a request."""
-    transport: Any = claude.sdk._client._transport  # type: ignore[attr-defined]
-    if isinstance(claude.sdk._client, anthropic.DefaultAioHttpClient):
+    http: Any = claude.sdk._client
+    transport: Any = http._transport
+    if claude.settings.transport == "aiohttp":
         # The session is made by the first request.
         connector = getattr(transport.client, "connector", None)
         return 0 if connector is None else len(connector._acquired)

@@ -18,6 +18,7 @@ import pytest
 import penstock
 from penstock import Client, ClientClosed, KeyNotFound, Limits, NoKeyAvailable, RetryOptions, Settings
 from penstock.core.events import CallEnded, Event, KeyChanged
+from penstock.core.secret import key_name
 from penstock.simulator import Simulator
 from penstock.simulator.server import serving
 from penstock.testing import VirtualLoop
@@ -155,8 +156,8 @@ class TestCreation:
 
 
 def _limits_of(client: Client) -> dict[str, Any]:
-    pool = client.sdk._client._transport._pool  # type: ignore[attr-defined]
-    return vars(pool)
+    http: Any = client.sdk._client
+    return dict(vars(http._transport._pool))
 
 
 class TestKeys:
@@ -177,7 +178,7 @@ class TestKeys:
             await client.__aenter__()
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-late")
         async with client as claude:
-            assert [key.name for key in claude.statistics().admission.keys] == [_name("sk-late")]
+            assert [key.name for key in claude.statistics().admission.keys] == [key_name("sk-late")]
 
     @pytest.mark.parametrize("value", ["", "  ", "\n"])
     async def test_an_empty_key_is_none(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
@@ -224,6 +225,24 @@ class TestKeys:
         assert {entry.headers["authorization"] for entry in simulator.journal} == {"Bearer sk-1", "Bearer sk-2"}
         assert not any("x-api-key" in entry.headers for entry in simulator.journal)
 
+    async def test_keys_can_come_and_go(self, server: tuple[Simulator, str]) -> None:
+        """While the client is open a key can be added, and another retired, so that keys can be rotated."""
+        simulator, url = server
+        async with Client(api_keys="sk-old", base_url=url, log=False) as claude:
+            await claude.messages.create(**ASK)
+            assert claude.add_key("sk-new") == key_name("sk-new")
+            assert claude.retire_key(key_name("sk-old")) is True
+            assert claude.retire_key("key-00000000") is False
+            for _ in range(3):
+                await claude.messages.create(**ASK)
+        assert [entry.key for entry in simulator.journal] == ["sk-old", "sk-new", "sk-new", "sk-new"]
+
+    async def test_keys_cannot_be_added_to_other_credentials(self, simulator: Simulator) -> None:
+        """A client of the user's brings its own."""
+        async with governed(simulator) as claude:
+            with pytest.raises(TypeError, match="credentials of its sdk"):
+                claude.add_key("sk-new")
+
     async def test_a_copy_without_the_guards_still_has_a_key(self, server: tuple[Simulator, str]) -> None:
         """`with_options(middleware=…)` replaces the guards, as documented, and not the credentials."""
         simulator, url = server
@@ -231,10 +250,6 @@ class TestKeys:
             await claude.sdk.with_options(middleware=[]).messages.create(**ASK)
             assert claude.statistics().calls.calls == 0
         assert simulator.journal[-1].key == "sk-1"
-
-
-def _name(key: str) -> str:
-    return penstock.core.secret.key_name(key)  # type: ignore[attr-defined]
 
 
 Verb = "Callable[[Client], Awaitable[object]]"
@@ -424,7 +439,8 @@ class TestStatistics:
         for part in dataclasses.fields(statistics):
             value = getattr(statistics, part.name)
             assert dataclasses.is_dataclass(value)
-            assert type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, dataclasses.fields(value)[0].name, 0)
 
     async def test_waiting_and_slots_are_seen(self, simulator: Simulator, virtual_time: VirtualTime) -> None:
         """While requests are under way and waiting, the snapshot says how many of which."""
@@ -447,7 +463,7 @@ class TestStatistics:
             await claude.messages.create(**ASK)
             states = {key.name: key.state for key in claude.statistics().admission.keys}
         assert sorted(states.values()) == ["ok", "quarantined"]
-        assert states.keys() == {_name("sk-1"), _name("sk-2")}
+        assert states.keys() == {key_name("sk-1"), key_name("sk-2")}
         (changed,) = [event for event in events if isinstance(event, KeyChanged)]
         assert changed.key == next(name for name, state in states.items() if state == "quarantined")
 

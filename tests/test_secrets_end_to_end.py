@@ -143,7 +143,7 @@ async def test_neither_key_nor_content_is_shown_anywhere(case: str, transport: A
     fault, changes = FAULTS[case]
     simulator = Simulator(output_tokens=40)
     simulator.reply(f"{ANSWER} and many more words, so that there is something to be cut", times=20)
-    if fault in penstock.simulator.FAULTS:  # type: ignore[attr-defined]
+    if fault in penstock.simulator.FAULTS:
         simulator.inject(fault, times=20, **({"after_deltas": 1} if fault.endswith("after_content") else {}))
     if fault in {"client closed", "deadline"}:
         simulator.inject("stall_before_headers")
@@ -235,7 +235,7 @@ async def test_the_sdk_s_debug_log_shows_no_key(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.DEBUG)
     with serving(Simulator()) as url:
         for transport in ("aiohttp", "httpx2"):
-            async with Client(api_keys=[KEY], base_url=url, transport=transport, log=False) as claude:  # type: ignore[arg-type]
+            async with Client(api_keys=[KEY], base_url=url, transport=transport, log=False) as claude:
                 await claude.messages.create(**ASK)
                 with pytest.raises(anthropic.NotFoundError):
                     await claude.messages.create(**{**ASK, "model": "claude-nonesuch"})

@@ -8,6 +8,7 @@ import sys
 import traceback
 import typing
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pydantic
@@ -183,9 +184,8 @@ class TestValues:
         """Once checked they stay as they are, and the error for trying shows no value."""
         settings = Settings(api_keys=[KEY])
         for name, value in (("concurrency", 3), ("api_keys", [KEY]), ("other", KEY)):
-            raised_by(lambda name=name, value=value: setattr(settings, name, value))
-        with pytest.raises(pydantic.ValidationError):
-            settings.retry.max_attempts = 3
+            raised_by(partial(setattr, settings, name, value))
+        raised_by(partial(setattr, settings.retry, "max_attempts", 3))
         assert settings == Settings(api_keys=[KEY])
 
     @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ class TestValues:
     def test_keys_are_never_shown(self) -> None:
         """Neither by `repr`, `str` nor as JSON; and settings that hold keys can't be pickled."""
         settings = Settings(api_keys=[KEY])
-        assert KEY not in f"{settings!r} {settings} {settings.model_dump()} {settings.__rich_repr__()}"
+        assert KEY not in f"{settings!r} {settings} {settings.model_dump()} {dict(settings)}"
         assert Secret(KEY).name in repr(settings)
         with pytest.raises(TypeError, match="can't be pickled"):
             pickle.dumps(settings)

@@ -137,7 +137,7 @@ class BucketMachine(RuleBasedStateMachine):
             assert (wait == 0.0) is self.ask(partial(self.bucket.has_capacity, amount))
 
 
-TestBucket = BucketMachine.TestCase
+TestBucket = pytest.mark.slow(BucketMachine.TestCase)
 
 
 @given(per_minute=rates, taken=amounts, amount=amounts)

@@ -184,6 +184,7 @@ async def test_a_retried_request_goes_first(virtual_time: VirtualTime) -> None:
     assert office.served == ["again 0", "again 1", "new 0", "new 1", "new 2"]
 
 
+@pytest.mark.slow
 async def test_ten_thousand_wait_without_ado(virtual_time: VirtualTime) -> None:
     """Entering, serving and cancelling cost so little that a second is ample for all of them."""
     office = Office(slots=50)
@@ -704,7 +705,9 @@ class LineMachine(RuleBasedStateMachine):
                 claim = first.item.claim
                 choice = self.office.pool.choose(model_class, claim.cost, now=now)
                 assert choice.key is None, f"the first of {model_class} could go"
-                assert not choice.quarantined, f"the first of {model_class} waits for nothing"
+                # While every key is being probed, one that came before may wait for the outcome.
+                probing = any(key.quarantine._probing for key in self.office.pool.keys)
+                assert probing or not choice.quarantined, f"the first of {model_class} waits for nothing"
                 assert line._timer is not None, f"nothing will wake the first of {model_class}"
                 assert line._timer.when() <= now + choice.wait_s + 1e-3
 
@@ -731,5 +734,5 @@ class LineMachine(RuleBasedStateMachine):
             self.loop.close()
 
 
-TestLine = LineMachine.TestCase
+TestLine = pytest.mark.slow(LineMachine.TestCase)
 TestLine.settings = settings(max_examples=60, stateful_step_count=40)

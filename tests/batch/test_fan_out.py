@@ -182,7 +182,7 @@ class TestResults:
 class TestRequests:
     async def test_params_of_an_item_win(self, simulator: Simulator) -> None:
         """An item's own params replace the common ones, which replace the settings."""
-        items = [
+        items: list[Any] = [
             "plain",
             {"custom_id": "a", "params": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 7}},
             {

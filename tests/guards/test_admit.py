@@ -954,7 +954,7 @@ async def test_its_repr_and_statistics_show_no_key(virtual_time: VirtualTime) ->
     """Keys appear by name only."""
     site = Site(Simulator(), keys=("sk-secret",))
     await site.claude.messages.create(**ask())
-    text = repr(site.admit) + repr(site.admit.statistics()) + repr(site.events)
+    text = repr(site.admit) + repr(site.admit._feedback) + repr(site.admit.statistics()) + repr(site.events)
     assert "sk-secret" not in text
     assert Secret("sk-secret").name in text
 

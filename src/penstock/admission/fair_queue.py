@@ -72,7 +72,7 @@ class _Flow(Generic[F, T]):
         self.entries: deque[Entry[F, T]] = deque()
         self.finish = 0.0
         self.gone = 0
-        # What stands for it in the heap; anything else there is stale.
+        # What stands for it in the heap, once at most.
         self.tag: Place | None = None
 
     def first(self) -> Entry[F, T] | None:
@@ -107,7 +107,8 @@ class FairQueue(Generic[F, T]):
 
     def __init__(self) -> None:
         self._flows: dict[F, _Flow[F, T]] = {}
-        self._heap: list[tuple[Place, _Flow[F, T] | Entry[F, T]]] = []
+        # The number in the middle decides between a place given here and an equal one that another queue has given.
+        self._heap: list[tuple[Place, int, _Flow[F, T] | Entry[F, T]]] = []
         self._idle: list[tuple[float, int, _Flow[F, T]]] = []
         self._numbers = itertools.count()
         self._virtual = 0.0
@@ -149,7 +150,7 @@ class FairQueue(Generic[F, T]):
     def put_back(self, item: T, place: Place) -> Entry[F, T]:
         """Put `item` back to where it was served before; it is not charged again."""
         entry = Entry[F, T](item, place.number, None, 1.0, 0.0)
-        heapq.heappush(self._heap, (place, entry))
+        heapq.heappush(self._heap, (place, next(self._numbers), entry))
         self._length += 1
         return entry
 
@@ -157,18 +158,17 @@ class FairQueue(Generic[F, T]):
         """Return what is served next; `None` if nothing waits."""
         heap = self._heap
         while heap:
-            place, found = heap[0]
+            place, _, found = heap[0]
             if isinstance(found, Entry):
                 if found.item is not None:
                     return found
-            elif found.tag is place:
-                entry = found.first()
-                if entry is not None and entry.number == place.number:
-                    return entry
                 heapq.heappop(heap)
-                self._retag(found, place.start)
                 continue
+            entry = found.first()
+            if entry is not None and entry.number == place.number:
+                return entry
             heapq.heappop(heap)
+            self._retag(found, place.start)
         return None
 
     def pop(self) -> Entry[F, T]:
@@ -206,7 +206,7 @@ class FairQueue(Generic[F, T]):
 
     def _tag(self, flow: _Flow[F, T], start: float, entry: Entry[F, T]) -> None:
         flow.tag = Place(start, entry.number)
-        heapq.heappush(self._heap, (flow.tag, flow))
+        heapq.heappush(self._heap, (flow.tag, next(self._numbers), flow))
 
     def _retag(self, flow: _Flow[F, T], start: float) -> None:
         """Let the flow's next item stand for it, or note that it is idle."""
