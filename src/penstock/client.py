@@ -7,25 +7,21 @@ who closes is cancelled.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-import anthropic
-import anyio
-import httpx2
 from anthropic import AsyncAnthropic
 
 from penstock.batch.fan_out import FanOut
 from penstock.chain import Chain, build_chain
 from penstock.core.background import Background
 from penstock.core.events import Observer, Observers
-from penstock.core.secret import Secret
-from penstock.errors import ClientClosed, KeyNotFound
+from penstock.governed import SDK, governed_copy, own_sdk
+from penstock.keys.environment import as_secret, keys_of_environment
+from penstock.lifetime import Lifetime
 from penstock.settings import Settings, SettingsFields, check_base_url
 
 if TYPE_CHECKING:
@@ -33,8 +29,6 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import TracebackType
 
-    from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
-    from anthropic.lib.vertex import AsyncAnthropicVertex
     from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
@@ -42,6 +36,7 @@ if TYPE_CHECKING:
     from penstock.admission.statistics import AdmitStatistics
     from penstock.batch.fan_out import Order, Request
     from penstock.batch.result import FanOutResult
+    from penstock.core.secret import Secret
     from penstock.guards.breaker import CircuitBreakerStatistics
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
@@ -49,14 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SDK", "Client", "ClientStatistics"]
 
-# Foundry's, AWS's and Google Cloud's clients are subclasses of the first.
-SDK: TypeAlias = "AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex"
-
 # How long what is left in the background may take once every call has ended, or been cancelled.
 _DRAIN_S = 5.0
 _CANCELLED_WITHIN_S = 1.0
-# The SDK wants some key when it is made; every request gets its own from the pool.
-_PLACEHOLDER = "set-by-penstock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +120,17 @@ class Client:
             check_base_url(self._base_url, allow_http=self.settings.allow_http)
         self._observers = Observers((*_log_observers(self.settings), *observers))
         self._background = Background(self._observers)
+        self._lifetime = Lifetime(self._background, close_timeout_s=self.settings.close_timeout_s)
         self._chain: Chain = build_chain(
-            self.settings, observers=self._observers, background=self._background, gate=self._gate, rng=random.Random()
+            self.settings,
+            observers=self._observers,
+            background=self._background,
+            gate=self._lifetime.check_open,
+            rng=random.Random(),
         )
-        self._state = "not entered"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._stop = anyio.Event()
-        self._finished = anyio.Event()
 
     def __repr__(self) -> str:
-        return f"<Client {self._state}, {len(self._chain.record.live)} calls under way>"
+        return f"<Client {self._lifetime.state}, {len(self._chain.record.live)} calls under way>"
 
     @property
     def _base_url(self) -> str:
@@ -155,13 +145,8 @@ class Client:
         Its own retries are off, because two retry loops multiply.
         """
         if self._given_sdk is None:
-            governed = _own_sdk(self.settings, self._base_url, self._chain)
-        else:
-            # A copy shares the http_client; closing the copy would close it, so it never is.
-            middleware = (*self._given_sdk.middleware, *self._chain.middleware)
-            governed = self._given_sdk.copy(middleware=middleware, max_retries=0)
-        _warn_of_retries(governed)
-        return governed
+            return own_sdk(self.settings, self._base_url, self._chain)
+        return governed_copy(self._given_sdk, self._chain)
 
     @property
     def messages(self) -> AsyncMessages:
@@ -186,11 +171,13 @@ class Client:
 
         Raises:
             TypeError: The governed client brings credentials of its own.
+            ValueError: It can't be a key.
+            ClientClosed: The client is not open here.
         """
         if self._given_sdk is not None and not self.settings.api_keys:
             raise TypeError("this client uses the credentials of its sdk; keys can't be added to them")
-        secret = key if isinstance(key, Secret) else Secret(key)
-        name = self._chain.admit.pool.add(secret).name
+        self._lifetime.check_open()
+        name = self._chain.admit.pool.add(as_secret(key)).name
         self._chain.admit.line.wake()
         return name
 
@@ -269,7 +256,7 @@ class Client:
             >>> anyio.run(main)
             ['0', '1']
         """
-        self._gate()
+        self._lifetime.check_open()
         chosen = model or self.settings.model
         if chosen is not None:
             params["model"] = chosen
@@ -309,25 +296,14 @@ class Client:
             KeyNotFound: There is no key anywhere.
             ClientClosed: It was entered before.
         """
-        if self._state != "not entered":
-            raise ClientClosed(f"this client is {self._state}; make a new one")
+        self._lifetime.check_new()
         if self._given_sdk is None or self.settings.api_keys:
-            keys = self.settings.api_keys or _keys_of_environment()
+            keys = self.settings.api_keys or keys_of_environment()
             self._chain.admit.use_keys(keys)
             if self._given_sdk is None:
                 # For a copy whose middleware the caller has replaced.
                 self.sdk.api_key = keys[0].reveal()
-        self._loop = asyncio.get_running_loop()
-        started = anyio.Event()
-        # The one task that is in no task group: entry and exit may happen in different tasks, which no group allows.
-        self._supervisor = self._loop.create_task(self._supervise(started), name="penstock-client")
-        self._state = "open"
-        try:
-            await started.wait()
-        except BaseException:
-            # Whoever is cancelled while entering never leaves.
-            self._end()
-            raise
+        await self._lifetime.begin(self._chain.record, close=self.sdk.close if self._given_sdk is None else None)
         return self
 
     async def __aexit__(
@@ -345,60 +321,7 @@ class Client:
         Raises:
             ClientClosed: It is called in another event loop than the client's.
         """
-        if self._state == "not entered":
-            self._state = "closed"
-            return
-        if self._state == "closed" and self._finished.is_set():
-            return
-        self._check_loop()
-        self._end()
-        await self._finished.wait()
-
-    def _end(self) -> None:
-        self._state = "closed"
-        self._stop.set()
-
-    async def _supervise(self, started: anyio.Event) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                drained = anyio.Event()
-                group.start_soon(lambda: self._background.run(drained, started=started, grace_s=_DRAIN_S))
-                await self._stop.wait()
-                await self._end_calls()
-                drained.set()
-        finally:
-            self._state = "closed"
-            try:
-                # Also when the event loop cancels all its tasks because it ends.
-                if self._given_sdk is None:
-                    await self.sdk.close()
-            finally:
-                self._finished.set()
-
-    async def _end_calls(self) -> None:
-        record = self._chain.record
-        if await record.idle(within_s=self.settings.close_timeout_s):
-            return
-        for call in record.live:
-            call.close()
-        await record.idle(within_s=_CANCELLED_WITHIN_S)
-
-    def _gate(self) -> None:
-        """Let a request through only while the client is open, in its own event loop."""
-        if self._state != "open":
-            raise ClientClosed(f"the client is {self._state}; use it inside `async with Client(…) as claude:`")
-        self._check_loop()
-
-    def _check_loop(self) -> None:
-        if self._loop is not _running_loop():
-            raise ClientClosed("this client belongs to another event loop; make one client for each loop")
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+        await self._lifetime.close()
 
 
 def _settings(settings: Settings | None, sdk: SDK | None, fields: dict[str, Any]) -> Settings:
@@ -416,52 +339,3 @@ def _log_observers(settings: Settings) -> tuple[Observer, ...]:
     from penstock.observe.logs import LogObserver  # noqa: PLC0415 - structlog is not loaded where nothing is logged
 
     return (LogObserver(),)
-
-
-def _keys_of_environment() -> tuple[Secret, ...]:
-    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
-    if not key:
-        raise KeyNotFound(("Client(api_keys=…)", "PENSTOCK_API_KEYS", "ANTHROPIC_API_KEY"))
-    return (Secret(key),)
-
-
-def _own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
-    # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
-    limits = httpx2.Limits(
-        max_connections=max(1000, settings.most_at_once),
-        max_keepalive_connections=max(100, settings.most_at_once),
-        keepalive_expiry=30.0,
-    )
-    transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
-    options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
-    from penstock.observe.tracing import tracing_configured  # noqa: PLC0415 - asked when the client is made, not before
-
-    if not tracing_configured():
-        options["open_telemetry"] = False
-    return AsyncAnthropic(
-        api_key=_PLACEHOLDER,
-        base_url=base_url,
-        max_retries=0,
-        middleware=chain.middleware,
-        http_client=transport(limits=limits),
-        **options,
-    )
-
-
-def _warn_of_retries(sdk: AsyncAnthropic) -> None:
-    """Have copies, and copies of copies, that switch the SDK's own retries on warned about."""
-    copy = sdk.copy
-
-    def with_options(**options: Any) -> AsyncAnthropic:
-        if options.get("max_retries"):
-            warnings.warn(
-                "max_retries on a governed client adds a second retry loop; "
-                "set retry=RetryOptions(max_attempts=…) on the Client instead",
-                UserWarning,
-                stacklevel=2,
-            )
-        copied = copy(**options)
-        _warn_of_retries(copied)
-        return copied
-
-    sdk.copy = sdk.with_options = with_options  # type: ignore[method-assign]

@@ -29,6 +29,7 @@ from penstock.admission.options import AdmitOptions
 from penstock.core.secret import Secret
 from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
+from penstock.keys.environment import as_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,12 +60,7 @@ def _as_secrets(value: object) -> tuple[Secret, ...]:
 
 
 def _as_secret(item: object) -> Secret:
-    if isinstance(item, Secret):
-        return item
-    text = item.strip() if isinstance(item, str) else ""
-    if not text or not text.isascii() or not text.isprintable():
-        raise ValueError("must be API keys, each a text of printable ASCII characters that is not empty")
-    return Secret(text)
+    return as_secret(item if isinstance(item, str | Secret) else "")
 
 
 def check_base_url(url: str, *, allow_http: bool) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import anthropic
@@ -287,7 +286,7 @@ class CircuitBreaker(anthropic.Middleware):
     def statistics(self) -> CircuitBreakerStatistics:
         """Return what the breaker of every model class is doing."""
         classes = {name: breaker.statistics() for name, breaker in self._breakers.items()}
-        return CircuitBreakerStatistics(classes=MappingProxyType(classes), refused=self._refused)
+        return CircuitBreakerStatistics(classes=classes, refused=self._refused)
 
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on, unless the breaker of its model class refuses."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import anthropic
@@ -124,7 +123,7 @@ class _Totals:
         return ModelStatistics(
             attempts=self.attempts,
             successes=self.attempts - self.outcomes.total(),
-            failures=MappingProxyType(dict(self.outcomes)),
+            failures=dict(self.outcomes),
             rate_limited=self.rate_limited,
             input_tokens=self.tokens["input_tokens"],
             output_tokens=self.tokens["output_tokens"],
@@ -162,7 +161,7 @@ class Meter(anthropic.Middleware):
         for totals in self._models.values():
             total.include(totals)
         models = {model: totals.statistics() for model, totals in self._models.items()}
-        return MeterStatistics(total=total.statistics(), models=MappingProxyType(models))
+        return MeterStatistics(total=total.statistics(), models=models)
 
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on, and add its attempt to the sums when it has ended."""

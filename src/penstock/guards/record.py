@@ -261,7 +261,7 @@ def _report(call: Call, failure: Failure | None, latency_s: float) -> CallEnded:
         queued_s=call.queued_s,
         first_token_s=None if first_content_at is None else first_content_at - call.started_at,
         key=call.key,
-        labels=call.labels,
+        labels=dict(call.labels),
     )
 
 

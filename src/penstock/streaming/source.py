@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from penstock.core.attempt import Attempt
-    from penstock.core.background import Background
 
 __all__ = ["DrainedSource", "Source"]
 

@@ -1,0 +1,90 @@
+"""Making SDK clients governed: one of our own, or a copy of one that the caller built.
+
+The rule here: a governed client is the SDK's own in everything but its middleware and its retries, which are off,
+because two retry loops multiply. What the caller built is never changed and never closed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anthropic
+import httpx2
+from anthropic import AsyncAnthropic
+
+from penstock.observe.tracing import tracing_configured
+
+if TYPE_CHECKING:
+    from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
+    from anthropic.lib.vertex import AsyncAnthropicVertex
+
+    from penstock.chain import Chain
+    from penstock.settings import Settings
+
+__all__ = ["SDK", "governed_copy", "own_sdk"]
+
+# Foundry's, AWS's and Google Cloud's clients are subclasses of the first.
+SDK: TypeAlias = "AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex"
+
+# The SDK wants some key when it is made; every request gets its own from the pool.
+_PLACEHOLDER = "set-by-penstock"
+
+
+def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
+    """Make a governed client of our own, with the transport that the settings say.
+
+    Args:
+        settings: Of the client.
+        base_url: Of the API.
+        chain: The guards.
+    """
+    # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
+    limits = httpx2.Limits(
+        max_connections=max(1000, settings.most_at_once),
+        max_keepalive_connections=max(100, settings.most_at_once),
+        keepalive_expiry=30.0,
+    )
+    transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
+    options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
+    if not tracing_configured():
+        options["open_telemetry"] = False
+    sdk = AsyncAnthropic(
+        api_key=_PLACEHOLDER,
+        base_url=base_url,
+        max_retries=0,
+        middleware=chain.middleware,
+        http_client=transport(limits=limits),
+        **options,
+    )
+    _warn_of_retries(sdk)
+    return sdk
+
+
+def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:
+    """Return a copy of `sdk` with our guards after its own middleware.
+
+    The copy shares the `http_client`; closing the copy would close that, so nobody must.
+    """
+    governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0)
+    _warn_of_retries(governed)
+    return governed
+
+
+def _warn_of_retries(sdk: AsyncAnthropic) -> None:
+    """Have copies, and copies of copies, that switch the SDK's own retries on warned about."""
+    copy = sdk.copy
+
+    def with_options(**options: Any) -> AsyncAnthropic:
+        if options.get("max_retries"):
+            warnings.warn(
+                "max_retries on a governed client adds a second retry loop; "
+                "set retry=RetryOptions(max_attempts=…) on the Client instead",
+                UserWarning,
+                stacklevel=2,
+            )
+        copied = copy(**options)
+        _warn_of_retries(copied)
+        return copied
+
+    sdk.copy = sdk.with_options = with_options  # type: ignore[method-assign]
