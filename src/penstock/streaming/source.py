@@ -55,22 +55,21 @@ class Source:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else 'open'}>"
 
-    def wait_from_now(self) -> None:
-        """Count the silence from now on."""
-        self._since = self._loop.time()
-        if self._timer is None and self._idle_s is not None:
-            self._timer = self._loop.call_later(self._idle_s, self._look)
-
-    async def read(self) -> bytes | None:
+    async def read(self, *, anything: bool) -> bytes | None:
         """Return the next bytes; `None` at the end, or when it is closed meanwhile.
+
+        Args:
+            anything: Whether the last bytes were anything but pings, so that the silence is counted from now on.
 
         Raises:
             httpx2.ReadTimeout: The silence lasted too long.
             Exception: What the transport raises.
         """
+        if anything:
+            self._wait_from_now()
         self._reader = task = asyncio.current_task()
         try:
-            if self._why is None:
+            if self._why is None and not self.closed:
                 return await anext(self._chunks)
         except StopAsyncIteration:
             return None
@@ -87,6 +86,11 @@ class Source:
         if self.closed or self._why is None:
             return None
         raise self._why
+
+    def _wait_from_now(self) -> None:
+        self._since = self._loop.time()
+        if self._timer is None and self._idle_s is not None:
+            self._timer = self._loop.call_later(self._idle_s, self._look)
 
     async def close(self) -> None:
         """Close the body; a read that waits in another task finds itself at the end."""
@@ -173,13 +177,10 @@ class DrainedSource(Source):
                 self._timer.cancel()
             await self._close()
 
-    async def read(self) -> bytes | None:
-        """Return the next bytes; `None` at the end, or when it is closed meanwhile.
-
-        Raises:
-            httpx2.ReadTimeout: The silence lasted too long.
-            Exception: What the transport raises.
-        """
+    async def read(self, *, anything: bool) -> bytes | None:
+        """Return the next bytes, as `Source.read` does."""
+        if anything:
+            self._wait_from_now()
         while not (self._buffer or self._over or self.closed):
             self._news.clear()
             self._reader = asyncio.current_task()

@@ -79,6 +79,7 @@ class Splitter:
     r"""Cuts one stream into its events; feed it the body's chunks in order, then finish it.
 
     Attributes:
+        clean: Whether the next byte begins an event, and all lines so far ended with line feeds.
         position: Offset in bytes, from the start of the stream, of the first byte that no given event covers.
 
     Example:
@@ -89,9 +90,10 @@ class Splitter:
         [b'event: ping\ndata: {"type": "ping"}']
     """
 
-    __slots__ = ("_decoder", "_offset", "_pending", "position")
+    __slots__ = ("_decoder", "_offset", "_pending", "clean", "position")
 
     def __init__(self) -> None:
+        self.clean = True
         self.position = 0
         self._pending = bytearray()
         self._decoder: SSEDecoder | None = None
@@ -121,8 +123,8 @@ class Splitter:
             chunk = chunk.removeprefix(_BOM)
         events = chunk.split(b"\n\n")
         rest = events.pop()
-        if rest:
-            pending += rest
+        pending += rest
+        self.clean = not rest
         self.position += len(chunk) - len(rest)
         return events
 
@@ -145,6 +147,7 @@ class Splitter:
     def _decode(self, chunk: bytes) -> Sequence[Raw]:
         decoder = self._decoder
         if decoder is None:
+            self.clean = False
             decoder = self._decoder = SSEDecoder(max_event_bytes=_MOST_BYTES)
             if self.position:
                 decoder.feed(b":\n\n")

@@ -133,18 +133,33 @@ class Stream:
         return self._text_stream
 
     async def _texts(self) -> AsyncGenerator[str, None]:
-        received = self._received
+        received, splitter, source = self._received, self._splitter, self._source
+        anything = True
         while True:
             while received:
                 try:
                     text = self._pass(received.popleft())
                 except InvalidStream as error:
-                    await self._source.close()
+                    await source.close()
                     self._break(error)
                 if text is not None:
                     yield text
-            if not await self._more():
-                return
+            if self._over or not splitter.clean:
+                if not await self._more():
+                    return
+                continue
+            # The hot path: while an answer is being written, a chunk is one delta.
+            try:
+                chunk = await source.read(anything=anything)
+            except Exception as error:  # noqa: BLE001 - told after what came before it
+                self._end(error)
+                continue
+            text = self._pass_chunk(chunk)
+            if text is None:
+                self._receive(chunk)
+            else:
+                yield text
+            anything = text is not None or bool(received)
 
     def __aiter__(self) -> Self:
         """The events that the SDK's `messages.stream` yields, from where it was left."""
@@ -204,18 +219,17 @@ class Stream:
 
     async def _more(self) -> bool:
         """Wait until something has come; False at the end."""
-        received, source = self._received, self._source
-        if not self._over:
-            source.wait_from_now()
-            while not (received or self._over):
-                try:
-                    chunk = await source.read()
-                except Exception as error:  # noqa: BLE001 - told after what came before it
-                    self._end(error)
-                else:
-                    self._receive(chunk)
-            if self._over:
-                await source.close()
+        received, anything = self._received, True
+        while not (received or self._over):
+            try:
+                chunk = await self._source.read(anything=anything)
+            except Exception as error:  # noqa: BLE001 - told after what came before it
+                self._end(error)
+            else:
+                self._receive(chunk)
+                anything = False
+        if self._over:
+            await self._source.close()
         if received:
             return True
         if not isinstance(self._cause, httpx2.StreamClosed):
@@ -268,20 +282,35 @@ class Stream:
         Raises:
             InvalidStream: It seemed to be one, but can't be decoded.
         """
-        self._yielded.clear()
-        if isinstance(raw, bytes) and _TEXT in raw and raw.startswith(_DELTA):
-            try:
-                data: Any = from_json(raw[len(_DELTA) :])
-                delta = data["delta"]
-                if delta["type"] == "text_delta" and isinstance(text := delta["text"], str):
-                    return self._pass_text(data["index"], text)
-            except (ValueError, LookupError, TypeError):
-                # Unusual: the decoder that knows everything decides.
-                return self._pass_unusual(raw)
-        elif isinstance(raw, ServerSentEvent) and _TEXT.decode() in raw.data:
+        if isinstance(raw, bytes):
+            if _TEXT in raw and raw.startswith(_DELTA):
+                text = self._pass_usual(raw)
+                return self._pass_unusual(raw) if text is None else text
+        elif _TEXT.decode() in raw.data:
             return self._pass_unusual(raw)
-        self._passed.append(raw)
-        self._run = None
+        return self._pass_other(raw)
+
+    def _pass_chunk(self, chunk: bytes | None) -> str | None:
+        """Move the cursor past a chunk that is one whole delta of text; `None` if it isn't."""
+        if chunk is None or not chunk.startswith(_DELTA) or _TEXT not in chunk:
+            return None
+        if chunk.find(b"\n\n", len(_DELTA)) != len(chunk) - 2:
+            return None
+        text = self._pass_usual(chunk)
+        if text is not None:
+            self._splitter.position += len(chunk)
+        return text
+
+    def _pass_usual(self, raw: bytes) -> str | None:
+        """Move the cursor past a delta of text; `None` if it is not one, or an unusual one."""
+        try:
+            data: Any = from_json(raw[len(_DELTA) :])
+            delta = data["delta"]
+            text = delta["text"]
+            if delta["type"] == "text_delta" and isinstance(text, str):
+                return self._pass_text(data["index"], text)
+        except (ValueError, LookupError, TypeError):
+            pass
         return None
 
     def _pass_text(self, index: object, text: str) -> str:
@@ -290,6 +319,8 @@ class Stream:
             run = self._run = Run(index, "text_delta")
             self._passed.append(run)
         run.parts.append(text)
+        if self._yielded:
+            self._yielded.clear()
         self._told = True
         return text
 
@@ -298,9 +329,12 @@ class Stream:
         run = None if data is None else run_of(data)
         if run is not None and run.kind == "text_delta":
             return self._pass_text(run.index, run.parts[0])
+        return self._pass_other(raw)
+
+    def _pass_other(self, raw: Raw) -> None:
         self._passed.append(raw)
         self._run = None
-        return None
+        self._yielded.clear()
 
     # What becomes of what has passed
 

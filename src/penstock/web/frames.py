@@ -128,22 +128,20 @@ _ascii: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def _payload(frame: Frame, cost_usd: float | None, wait_s: float | None, *, estimated: bool) -> dict[str, object]:
-    match frame:
-        case TextFrame():
-            return {"type": "text", "text": frame.text}
-        case FinalFrame():
-            final: dict[str, object] = {
-                "type": "final",
-                "stop_reason": frame.stop_reason,
-                "usage": _usage(frame, estimated=estimated),
-                "text_length": frame.text_length,
-            }
-            return final if cost_usd is None else {**final, "cost_usd": cost_usd}
-        case ErrorFrame():
-            error: dict[str, object] = {"type": frame.type, "message": _sentence(frame)}
-            if wait_s is not None:
-                error["retry_after_s"] = wait_s
-            return {"type": "error", "error": error, "text_length": frame.text_length}
+    if isinstance(frame, TextFrame):
+        return {"type": "text", "text": frame.text}
+    if isinstance(frame, ErrorFrame):
+        error: dict[str, object] = {"type": frame.type, "message": _sentence(frame)}
+        if wait_s is not None:
+            error["retry_after_s"] = wait_s
+        return {"type": "error", "error": error, "text_length": frame.text_length}
+    final: dict[str, object] = {
+        "type": "final",
+        "stop_reason": frame.stop_reason,
+        "usage": _usage(frame, estimated=estimated),
+        "text_length": frame.text_length,
+    }
+    return final if cost_usd is None else {**final, "cost_usd": cost_usd}
 
 
 def _usage(frame: FinalFrame, *, estimated: bool) -> dict[str, object]:
