@@ -85,6 +85,13 @@ def demo(session: nox.Session) -> None:
     session.run("penstock", "demo", *session.posargs)
 
 
+@nox.session(python=DEFAULT)
+def chat(session: nox.Session) -> None:
+    """Serve the example chat on the simulator, to this machine only: open the address it shows; Ctrl-C ends it."""
+    install_wheel(session, *group("chat"))
+    session.run("python", "docs/examples/chat/app.py", *session.posargs)
+
+
 @nox.session(python=SUPPORTED)
 def tests(session: nox.Session) -> None:
     """Test the built wheel: all of it with coverage on the newest Python, a fast subset on the others."""

@@ -6,7 +6,7 @@ import json
 import math
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -17,7 +17,7 @@ from penstock import Client
 from penstock.streaming import StreamManager, stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import ASGIApp
@@ -76,54 +76,51 @@ class Browser:
 
 
 @pytest.fixture
-def browser() -> Any:
+def browser() -> Iterator[Browser]:
     """A browser that has not connected yet."""
     made = Browser()
     yield made
     made.close()
 
 
-class Asks(Protocol):
-    def __call__(self, claude: Client, text: str = ..., **params: Any) -> StreamManager: ...
+class Api:
+    """A simulator, and what a test does with it.
 
+    Attributes:
+        simulator: What answers.
+    """
 
-@pytest.fixture
-def ask() -> Asks:
-    """What asks for a stream, whose text is the question's first words, or what the simulator was told to reply."""
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
 
-    def asks(claude: Client, text: str = "Hello there", **params: Any) -> StreamManager:
-        given: dict[str, Any] = {"model": "claude-sonnet-5-5", "max_tokens": 5000, **params}
-        return stream(claude.sdk, messages=[{"role": "user", "content": text}], **given)
+    def client(self, **options: Any) -> Client:
+        """Make a client of the simulator."""
+        return Client(sdk=self.simulator.client(), **{"log": False, **options})
 
-    return asks
+    def ask(self, claude: Client, text: str = "Hello there") -> StreamManager:
+        """Ask for a stream of the question's first words, or of what the simulator was told to reply."""
+        messages: list[Any] = [{"role": "user", "content": text}]
+        return stream(claude.sdk, model="claude-sonnet-5-5", max_tokens=5000, messages=messages)
 
+    def slots(self, claude: Client) -> int:
+        """How many slots of a client are taken."""
+        return claude.statistics().admission.slots_used
 
-@pytest.fixture
-def govern(simulator: Simulator) -> Callable[..., Client]:
-    """What makes a client of the simulator."""
+    def idle(self, claude: Client) -> bool:
+        """Whether no request is under way, on either side."""
+        return self.slots(claude) == self.simulator.in_flight == 0
 
-    def governs(**options: Any) -> Client:
-        return Client(sdk=simulator.client(), **{"log": False, **options})
-
-    return governs
-
-
-@pytest.fixture
-def slots() -> Callable[[Client], int]:
-    """What tells how many slots of a client are taken."""
-    return lambda claude: claude.statistics().admission.slots_used
-
-
-@pytest.fixture
-def until() -> Any:
-    """What waits for something that another task or process brings about."""
-
-    async def waits(condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that another task brings about."""
         with anyio.fail_after(10):
             while not condition():  # noqa: ASYNC110 - nothing tells when it has come about
                 await anyio.sleep(0.005)
 
-    return waits
+
+@pytest.fixture
+def api(simulator: Simulator) -> Api:
+    """The simulator of the test, and what it takes to use it."""
+    return Api(simulator)
 
 
 class Served:

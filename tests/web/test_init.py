@@ -20,6 +20,8 @@ def test_without_the_extra_the_error_names_it(missing: str, monkeypatch: pytest.
 @pytest.mark.slow
 def test_nobody_else_loads_a_web_framework() -> None:
     """Importing penstock and its streams loads neither Starlette nor sse-starlette."""
-    code = "import penstock, penstock.streaming, sys; print({'starlette', 'sse_starlette', 'fastapi'} & set(sys.modules))"
+    code = (
+        "import penstock, penstock.streaming, sys; print({'starlette', 'sse_starlette', 'fastapi'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

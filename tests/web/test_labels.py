@@ -48,6 +48,7 @@ async def test_no_labels_are_fine(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def fails(_scope: object) -> dict[str, str]:
+    """A function with a bug."""
     raise LookupError("who is secret-user?")
 
 

@@ -3,7 +3,7 @@
     python app.py                             answers come from the simulator: no key, no network
     uvicorn --factory app:chat                answers come from Claude; the key is in ANTHROPIC_API_KEY
 
-The page keeps the conversation and sends all of it with each question, so that nothing is lost when the server restarts.
+The page keeps the conversation and sends all of it with each question: nothing is lost when the server restarts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import penstock.costs.prices  # loads the price tables now rather than during the first answer
 from penstock import Client
 from penstock.simulator import Simulator
 from penstock.web import LabelsMiddleware, check_origin, forward

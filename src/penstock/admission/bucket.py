@@ -65,6 +65,11 @@ class TokenBucket(AsyncLimiter):
         return self._per_minute
 
     @property
+    def surely_available(self) -> float:
+        """What could be taken when it was last looked at, and a fortiori now; cheaper than `available`."""
+        return self.max_rate - self._level
+
+    @property
     def available(self) -> float:
         """What can be taken now; negative when more was used than was there."""
         self._leak()
@@ -76,7 +81,8 @@ class TokenBucket(AsyncLimiter):
         Raises:
             ValueError: `amount` is not a number from 0 up.
         """
-        self._check(amount)
+        if not 0 <= amount < math.inf:
+            self._check(amount)
         self._leak()
         self._level += amount
 
@@ -86,7 +92,8 @@ class TokenBucket(AsyncLimiter):
         Raises:
             ValueError: `amount` is not a number from 0 up.
         """
-        self._check(amount)
+        if not 0 <= amount < math.inf:
+            self._check(amount)
         self._leak()
         self._level = max(self._level - amount, 0.0)
 
@@ -96,6 +103,9 @@ class TokenBucket(AsyncLimiter):
         Raises:
             ValueError: `amount` is not a number from 0 up.
         """
+        # Levels only fall with time: what fits the last known level fits now.
+        if amount >= 0 and self._level + amount <= self.max_rate:
+            return 0.0
         self._check(amount)
         if amount > self.max_rate:
             return math.inf

@@ -15,6 +15,8 @@ from penstock.admission.images import image_tokens, pdf_tokens
 from penstock.admission.limits import Cost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from penstock.core.usage import Usage
 
 __all__ = ["Estimator", "Size", "size_of"]
@@ -49,20 +51,23 @@ def size_of(body: object, model: str = "") -> Size:
     """
     characters = 0
     media = 0.0
-    stack: list[object] = [body]
+    stack: list[object] = [[body]]
     while stack:
         item = stack.pop()
-        if isinstance(item, str):
-            characters += len(item)
-        elif isinstance(item, dict):
-            item = cast("dict[str, object]", item)
-            if item.get("type") == "base64" and isinstance(data := item.get("data"), str):
-                pdf = item.get("media_type") == "application/pdf"
+        if isinstance(item, dict):
+            fields = cast("dict[str, object]", item)
+            if fields.get("type") == "base64" and isinstance(data := fields.get("data"), str):
+                pdf = fields.get("media_type") == "application/pdf"
                 media += pdf_tokens(data) if pdf else image_tokens(data, model)
-            else:
-                stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(cast("list[object]", item))
+                continue
+            values: Iterable[object] = fields.values()
+        else:
+            values = cast("list[object]", item)
+        for value in values:
+            if isinstance(value, str):
+                characters += len(value)
+            elif isinstance(value, dict | list | tuple):
+                stack.append(cast("object", value))
     return Size(characters, media)
 
 

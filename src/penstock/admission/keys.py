@@ -73,7 +73,7 @@ class Key:
         return max(self.quarantine.again_in_s(now=now), self.quota.quarantine.again_in_s(now=now))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """What the pool answers: a key to use now, or how long to wait for one.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -61,7 +62,7 @@ def limits_for(model: str, limits: Limits | Mapping[str, Limits] | None) -> Limi
     return next((value for pattern, value in limits.items() if fnmatchcase(model, pattern)), Limits())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cost:
     """What one request takes from a quota.
 
@@ -78,13 +79,17 @@ class Cost:
     NAMES: ClassVar = ("requests", "input_tokens", "output_tokens")
 
     def __post_init__(self) -> None:
+        # A sum of what is not negative is finite only if all of it is.
+        total = self.requests + self.input_tokens + self.output_tokens
+        if total < math.inf and self.requests >= 0 and self.input_tokens >= 0 and self.output_tokens >= 0:
+            return
         for name in self.NAMES:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"a cost's {name} must be a number from 0 up, not {value!r}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LimitHeaders:
     """What an answer's headers tell of its quota; missing where they tell nothing.
 
@@ -133,47 +138,44 @@ class LimitHeaders:
             >>> LimitHeaders.read([(b"anthropic-ratelimit-requests-limit", b"50")]).limits
             {'requests': 50.0}
         """
-        texts: dict[bytes, bytes] = {}
-        numbers: dict[str, dict[str, float]] = {"limit": {}, "remaining": {}}
-        resets: dict[str, bytes] = {}
-        for name, value in raw:
-            # Most headers are others, and need no lower-casing to be told apart.
-            if name[:1] not in _INITIALS:
-                continue
-            name = name.lower()  # noqa: PLW2901
-            place = _PLACES.get(name)
-            if place is None:
-                texts[name] = value
-            elif place[1] == "reset":
-                resets[place[0]] = value
-            elif (number := _number(value)) is not None:
-                numbers[place[1]][place[0]] = number
+        headers = list(raw)
+        found = {name: value for name, value in headers if name in _WANTED}
+        if not found:
+            # Servers write all names in lower case, but need not.
+            found = {name.lower(): value for name, value in headers if name.lower() in _WANTED}
         return cls(
-            _text(texts.get(b"anthropic-organization-id")),
-            _text(texts.get(b"anthropic-workspace-id")),
-            numbers["limit"],
-            numbers["remaining"],
-            resets,
-            texts.get(b"date"),
+            _text(found.get(_ORGANIZATION)),
+            _text(found.get(_WORKSPACE)),
+            {name: limit for name, place in _LIMITS if (limit := _limit(found.get(place))) is not None},
+            {name: left for name, place in _REMAINING if (left := _number(found.get(place))) is not None},
+            {name: found[place] for name, place in _RESETS if place in found},
+            found.get(_DATE),
         )
 
 
-_INITIALS = (b"a", b"A", b"d", b"D")
+def _places(what: str) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, f"anthropic-ratelimit-{name.replace('_', '-')}-{what}".encode()) for name in Cost.NAMES)
+
+
 _CLOCK_ERROR_S = 2.0
 _MOST_TO_FULL_S = 65.0
-_PLACES = {
-    f"anthropic-ratelimit-{bucket.replace('_', '-')}-{what}".encode(): (bucket, what)
-    for bucket in Cost.NAMES
-    for what in ("limit", "remaining", "reset")
-}
+_LIMITS, _REMAINING, _RESETS = _places("limit"), _places("remaining"), _places("reset")
+_ORGANIZATION, _WORKSPACE, _DATE = b"anthropic-organization-id", b"anthropic-workspace-id", b"date"
+_WANTED = frozenset(
+    {_ORGANIZATION, _WORKSPACE, _DATE, *(place for places in (_LIMITS, _REMAINING, _RESETS) for _, place in places)}
+)
 
 
-def _number(value: bytes) -> float | None:
+def _number(value: bytes | None) -> float | None:
     try:
-        number = float(value)
+        number = float(value) if value is not None else math.nan
     except ValueError:
         return None
     return number if 0 <= number < math.inf else None
+
+
+# The same few limits come with every answer.
+_limit = lru_cache(maxsize=256)(_number)
 
 
 def _text(value: bytes | None) -> str | None:

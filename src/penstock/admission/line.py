@@ -30,7 +30,7 @@ _NOTHING = Cost(0, 0, 0)
 _MOST_CLASSES = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claim:
     """What a request asks for.
 
@@ -206,6 +206,8 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self.waiting:
+            return
         loop = asyncio.get_running_loop()
         now = loop.time()
         earliest = math.inf

@@ -33,6 +33,7 @@ _AS_GOOD_AS = 0.8
 # The API writes limits as whole numbers.
 _SAME_LIMIT = 1.01
 # Dates take time to read: a capacity is looked at in the first answers, and then in one of so many.
+_PLENTY = 0.5
 _EVERY_EARLY = 4
 _EVERY = 16
 
@@ -52,7 +53,7 @@ class BucketStatistics:
     per_minute: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
     """What had been taken when a request was let in; against it the request's answer is read.
 
@@ -86,6 +87,7 @@ class ClassQuota:
         "_configured",
         "_first_at",
         "_informed",
+        "_limits_told",
         "_number",
         "_reserved_output",
         "_taken",
@@ -113,6 +115,7 @@ class ClassQuota:
         self._reserved_output = 0.0
         self._number = 0
         self._informed = 0
+        self._limits_told: Mapping[str, float] | None = None
         self._taught = False
         self._wave = max(_FIRST_WAVE, (configured.requests_per_minute or 0.0) / 60)
         self._first_at: float | None = None
@@ -164,12 +167,12 @@ class ClassQuota:
         self._number += 1
         self._reserved_output += cost.output_tokens
         self.ramp.admitted(now=now)
-        for name in Cost.NAMES:
-            amount: float = getattr(cost, name)
-            self._taken[name] += amount
-            if (bucket := self.buckets.get(name)) is not None:
-                bucket.take(amount)
         taken = self._taken
+        taken["requests"] += cost.requests
+        taken["input_tokens"] += cost.input_tokens
+        taken["output_tokens"] += cost.output_tokens
+        for name, bucket in self.buckets.items():
+            bucket.take(getattr(cost, name))
         return Mark(
             self._number,
             now,
@@ -230,6 +233,10 @@ class ClassQuota:
                 continue
             if mark.number <= _EVERY_EARLY or mark.number % _EVERY == 0:
                 self._learn_capacity(bucket, remaining, headers.seconds_to_full(name))
+            plenty = _PLENTY * bucket.capacity
+            if plenty < bucket.surely_available <= remaining:
+                # Not too high, and only a bucket that runs low needs to be exact.
+                continue
             since = self._taken[name] - mark.taken[place]
             refilled = (now - mark.at) * bucket.per_minute / 60
             if name == "output_tokens":
@@ -268,6 +275,9 @@ class ClassQuota:
 
     def _learn_limits(self, headers: LimitHeaders) -> bool:
         changed = False
+        if headers.limits == self._limits_told:
+            return changed
+        self._limits_told = headers.limits
         for name in Cost.NAMES:
             limit = self._bounded(name, headers.limits.get(name))
             if limit is None:

@@ -7,13 +7,16 @@ stops none of the others.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import anyio
+import anthropic
 import httpx2
+from anthropic.types import Message
+from anthropic.types.beta import BetaMessage
 
-from penstock.core.call import Call, open_call
+from penstock.core.call import Call, current_call, open_call
 from penstock.core.events import GiveBackFailed
 from penstock.core.failure import Failure, FailureKind, failure_of_exception, failure_of_response
 from penstock.core.kind import RequestKind
@@ -86,7 +89,7 @@ class Attempt:
         self.call = call
         call.attempts += 1
         self.number = call.attempts
-        self.started_at = anyio.current_time()
+        self.started_at = asyncio.get_running_loop().time()
         self.sent = False
         self.queued_s = 0.0
         self.key: str | None = None
@@ -134,9 +137,10 @@ class Attempt:
         except BaseException as error:
             self.note_exception(error)
             raise
-        http = http_response_of(response)
-        if http is not None and self.status is None:
-            await self._note_response(http)
+        if self.status is None:
+            http = http_response_of(response)
+            if http is not None:
+                await self._note_response(response, http)
         return response
 
     def watch(self, response: Response) -> None:
@@ -147,7 +151,7 @@ class Attempt:
         if isinstance(http.stream, httpx2.AsyncByteStream):
             http.stream = self.tap = BodyTap(http.stream, http.headers, self)
 
-    async def _note_response(self, http: httpx2.Response) -> None:
+    async def _note_response(self, response: Response, http: httpx2.Response) -> None:
         self.status = http.status_code
         self.request_id = http.headers.get("request-id")
         if http.is_error:
@@ -155,12 +159,24 @@ class Attempt:
         elif not http.is_closed:
             self.watch(http)
         elif self.call.kind is RequestKind.MESSAGES:
-            scanner = JSONScanner()
-            scanner.see(http.content)
-            scanner.finish()
-            self.take(scanner)
-            if not scanner.complete:
-                self.failure = Failure(kind=FailureKind.INVALID, status=http.status_code, error_type="InvalidJSON")
+            await self._note_message(response, http)
+
+    async def _note_message(self, response: Response, http: httpx2.Response) -> None:
+        """Take in a whole message: the SDK parses it in any case and keeps it, so here it is just done sooner."""
+        if isinstance(response, anthropic.AsyncAPIResponse):
+            try:
+                message = await cast("anthropic.AsyncAPIResponse[object]", response).parse()
+            except Exception:  # noqa: BLE001 - the SDK will raise it again to its caller, whose matter it is
+                message = None
+            if isinstance(message, Message | BetaMessage):
+                self.usage, self.stop_reason = Usage.from_message(message), message.stop_reason
+                return
+        scanner = JSONScanner()
+        scanner.see(http.content)
+        scanner.finish()
+        self.take(scanner)
+        if not scanner.complete:
+            self.failure = Failure(kind=FailureKind.INVALID, status=http.status_code, error_type="InvalidJSON")
 
     async def _note_error(self, http: httpx2.Response) -> None:
         try:
@@ -188,7 +204,7 @@ class Attempt:
 
     def note_first_content(self) -> None:
         """Note that the first content of a stream has come."""
-        self.first_content_at = anyio.current_time()
+        self.first_content_at = asyncio.get_running_loop().time()
 
     def take(self, scanner: Scanner) -> None:
         """Take over what a scanner learned of the body."""
@@ -229,15 +245,19 @@ class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(requ
         request: The request as the SDK's chain hands it on.
     """
 
-    __slots__ = ("_attempt", "_call", "_own")
+    __slots__ = ("_attempt", "_call", "_own", "_request")
 
     def __init__(self, request: APIRequest) -> None:
-        self._call = open_call(request)
+        self._request = request
+        self._call: open_call | None = None
         self._own = False
         self._attempt: Attempt | None = None
 
     def __enter__(self) -> Attempt:
-        call = self._call.__enter__()
+        call = current_call()
+        if call is None or call.ended:
+            self._call = open_call(self._request)
+            call = self._call.__enter__()
         attempt = call.attempt
         if attempt is None or attempt.ended:
             self._own = True
@@ -258,4 +278,5 @@ class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(requ
                     attempt.call.put(attempt.tap.aclose)
             elif attempt.tap is None or attempt.failure is not None:
                 attempt.end()
-        self._call.__exit__(kind, error, trace)
+        if self._call is not None:
+            self._call.__exit__(kind, error, trace)

@@ -7,6 +7,7 @@ by its deadline, and by the client's close.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import secrets
@@ -21,7 +22,7 @@ from penstock.core.context import current_deadline, current_labels, current_pati
 from penstock.core.events import GiveBackFailed, Observers
 from penstock.core.failure import CLOSED
 from penstock.core.kind import kind_of, model_class, model_of
-from penstock.core.usage import Usage
+from penstock.core.usage import NOTHING
 from penstock.errors import AdmissionTimeout, ClientClosed
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ class Call:
         self.patience = current_patience()
         self.observers = observers
         self.background = background
-        self.started_at = anyio.current_time()
+        self.started_at = asyncio.get_running_loop().time()
         own_s = self.patience.deadline_s if self.patience is not None else deadline_s
         self.deadline = min(current_deadline(), self.started_at + (own_s if own_s is not None else math.inf))
         self.attempts = 0
         self.attempt: Attempt | None = None
-        self.usage = Usage()
+        self.usage = NOTHING
         self.failure: Failure | None = None
         self.status: int | None = None
         self.request_id: str | None = None
@@ -261,6 +262,7 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
                 self._request, observers=self._observers, background=self._background, deadline_s=self._deadline_s
             )
             self._token = _current.set(call)
+            # A scope of anyio and not a bare cancellation, because it spares what the transport shields: its closing.
             self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
             self._scope.__enter__()
         self._call = call

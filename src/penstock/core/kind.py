@@ -30,6 +30,7 @@ class RequestKind(enum.Enum):
     """Models, batches, files and the rest: record, retry and key only."""
 
 
+@lru_cache(maxsize=1024)
 def kind_of(method: str, url: str) -> RequestKind:
     """Return the kind of a request, by its method and URL (with or without host and query).
 

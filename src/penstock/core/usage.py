@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
-__all__ = ["Usage"]
+__all__ = ["NOTHING", "Usage"]
 
 _Fields = Mapping[str, object]
 
@@ -89,7 +89,7 @@ class Usage:
             >>> Usage.from_mapping({"input_tokens": 25, "output_tokens": 12, "speed": None}).total_tokens
             37
         """
-        return _NOTHING.updated(usage)
+        return NOTHING.updated(usage)
 
     @classmethod
     def from_message(cls, message: Message | BetaMessage) -> Usage:
@@ -103,9 +103,8 @@ class Usage:
         """
         usage: object = getattr(message, "usage", None)
         if not isinstance(usage, BaseModel):
-            return _NOTHING
-        # Constructed without validation, so fields may hold other types than declared, which a dump would warn of.
-        return cls.from_mapping(usage.model_dump(warnings=False))
+            return NOTHING
+        return cls.from_mapping(_fields_of(usage))
 
     def updated(self, delta: Mapping[str, object]) -> Usage:
         """Apply the usage of a `message_delta` event, whose counts are cumulative.
@@ -121,7 +120,8 @@ class Usage:
             40
         """
         named = _counts(delta)
-        named |= _iterations(delta)
+        if "iterations" in delta:
+            named |= _iterations(delta)
         get = named.get
         written = get("cache_creation_input_tokens", self.cache_creation_input_tokens)
         for_an_hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
@@ -131,7 +131,7 @@ class Usage:
             cache_creation_input_tokens=written,
             cache_read_input_tokens=get("cache_read_input_tokens", self.cache_read_input_tokens),
             # A later total without its breakdown may be smaller than what an earlier event said of it.
-            cache_creation_1h_input_tokens=min(for_an_hour, written),
+            cache_creation_1h_input_tokens=min(for_an_hour, written) if for_an_hour else 0,
             thinking_tokens=get("thinking_tokens", self.thinking_tokens),
             web_search_requests=get("web_search_requests", self.web_search_requests),
             web_fetch_requests=get("web_fetch_requests", self.web_fetch_requests),
@@ -147,9 +147,9 @@ class Usage:
             >>> sum([Usage(input_tokens=1), Usage(input_tokens=2)], Usage()).input_tokens
             3
         """
-        if self == _NOTHING:
+        if self is NOTHING or self == NOTHING:
             return other
-        if other == _NOTHING:
+        if other is NOTHING or other == NOTHING:
             return self
         return Usage(
             **{name: getattr(self, name) + getattr(other, name) for name in _COUNTS},
@@ -159,10 +159,11 @@ class Usage:
         )
 
 
-_NOTHING = Usage()
+NOTHING: Final = Usage()
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _SERVER_TOOLS = ("web_search_requests", "web_fetch_requests")
+_NESTED = ("cache_creation", "output_tokens_details", "server_tool_use")
 _COUNTS = (*_TOKENS, "cache_creation_1h_input_tokens", "thinking_tokens", *_SERVER_TOOLS)
 
 
@@ -188,7 +189,7 @@ def _iterations(fields: _Fields) -> dict[str, int]:
         return {}
     summed: dict[str, int] = {}
     for iteration in cast("list[object]", iterations):
-        if isinstance(iteration, Mapping):
+        if isinstance(iteration, dict):
             for name, count in _counts(cast("_Fields", iteration)).items():
                 summed[name] = summed.get(name, 0) + count
     return summed and dict.fromkeys((*_TOKENS, "cache_creation_1h_input_tokens"), 0) | summed
@@ -203,6 +204,24 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def _fields_of(usage: BaseModel) -> dict[str, object]:
+    """The fields of a usage, and of the models in it, without the dump that would check every type."""
+    fields: dict[str, object] = {**(usage.model_extra or {}), **usage.__dict__}
+    for name in _NESTED:
+        if isinstance(value := fields.get(name), BaseModel):
+            fields[name] = value.__dict__
+    if iterations := fields.get("iterations"):
+        fields["iterations"] = _listed(iterations)
+    return fields
+
+
+def _listed(iterations: object) -> object:
+    if not isinstance(iterations, list):
+        return None
+    entries = cast("list[object]", iterations)
+    return [_fields_of(entry) if isinstance(entry, BaseModel) else entry for entry in entries]
+
+
 def _text(fields: _Fields, name: str) -> str | None:
     value = fields.get(name)
     return value if isinstance(value, str) else None
@@ -210,4 +229,5 @@ def _text(fields: _Fields, name: str) -> str | None:
 
 def _object(fields: _Fields, name: str) -> _Fields | None:
     value = fields.get(name)
-    return cast("_Fields", value) if isinstance(value, Mapping) else None
+    # A dict, as everything decoded from JSON is: the abstract Mapping takes three times as long to check.
+    return cast("_Fields", value) if isinstance(value, dict) else None

@@ -68,25 +68,22 @@ def merged(events: Iterable[Raw | Run]) -> Iterator[dict[str, object]]:
     """
     run: Run | None = None
     for event in events:
-        if isinstance(event, Run):
-            following, data = event, None
-        else:
-            try:
-                data = data_of(event)
-            except InvalidStream:
-                if run is not None:
-                    yield run.data()
-                raise
-            if data is None:
-                continue
-            following = run_of(data)
+        try:
+            data = event.data() if isinstance(event, Run) else data_of(event)
+        except InvalidStream:
+            if run is not None:
+                yield run.data()
+            raise
+        if data is None:
+            continue
+        following = run_of(data)
+        if run is not None and following is not None and (following.index, following.kind) == (run.index, run.kind):
+            run.parts += following.parts
+            continue
         if run is not None:
-            if following is not None and (following.index, following.kind) == (run.index, run.kind):
-                run.parts += following.parts
-                continue
             yield run.data()
         run = following
-        if run is None and data is not None:
+        if run is None:
             yield data
     if run is not None:
         yield run.data()
@@ -145,7 +142,9 @@ class Accumulator:
 
     __slots__ = ("_cast_to", "_feed", "_helper", "_sdk")
 
-    def __init__(self, sdk: AsyncAnthropic, response: httpx2.Response, *, beta: bool, output_format: Any = None) -> None:
+    def __init__(
+        self, sdk: AsyncAnthropic, response: httpx2.Response, *, beta: bool, output_format: Any = None
+    ) -> None:
         self._sdk = sdk
         self._cast_to: Any = BetaRawMessageStreamEvent if beta else RawMessageStreamEvent
         self._feed = _Feed(response)
@@ -162,7 +161,7 @@ class Accumulator:
         """
         feed = self._feed
         feed.events.append(
-            self._sdk._process_response_data(data=data, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 - what the SDK's stream does with each event; a canary test watches it
+            self._sdk._process_response_data(data=data, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
         )
         yielded: list[AnyEvent] = []
         for event in iter(self._helper.__next__, _MARK):

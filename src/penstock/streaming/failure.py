@@ -7,23 +7,29 @@ The rule here: a failure before the first content is what any request may raise,
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import httpx2
-from anthropic.types import Message
-from anthropic.types.beta import BetaMessage
 
-from penstock.errors import ClientClosed, InvalidStream, StreamInterrupted
+from penstock.errors import ClientClosed, StreamInterrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
+    from pydantic import BaseModel
+
     from penstock.core.usage import Usage
     from penstock.streaming.accumulate import AnyMessage
 
 __all__ = ["ended_early", "error_of_event", "interruption"]
 
 # What is there from the start of a block on, and what says of whose making it is.
-_NO_CONTENT: Final = frozenset({"type", "id", "name", "signature", "citations", "caller", "toolset_name", "server_name"})
+_NO_CONTENT: Final = frozenset(
+    {"type", "id", "name", "signature", "citations", "caller", "toolset_name", "server_name"}
+)
 
 
 def error_of_event(text: str, response: httpx2.Response) -> anthropic.APIStatusError:
@@ -72,29 +78,26 @@ def _has_content(message: AnyMessage) -> bool:
     return any(_is_content(block) for block in message.content)
 
 
-def _is_content(block: Any) -> bool:
-    fields = block.to_dict() if hasattr(block, "to_dict") else {}
+def _is_content(block: BaseModel) -> bool:
+    fields: Mapping[str, object] = block.model_dump(warnings=False)
     return any(value for name, value in fields.items() if name not in _NO_CONTENT)
 
 
+# The first that matches holds.
+_TOLD: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (anthropic.APIStatusError, "the API broke the stream off ({type})"),
+    (anthropic.APIConnectionError, "the stream ended without its last event"),
+    (httpx2.TimeoutException, "the stream fell silent"),
+    (httpx2.TransportError, "the connection broke off ({name})"),
+    (httpx2.StreamClosed, "the stream was closed"),
+    (ClientClosed, "the client was closed while this stream was read,"),
+)
+_NOT_UNDERSTOOD: Final = "the stream holds what can't be understood ({name})"
+
+
 def _what_happened(cause: Exception) -> str:
-    match cause:
-        case anthropic.APIStatusError():
-            return f"the API broke the stream off with {cause.type or 'an error'}"
-        case httpx2.TimeoutException():
-            return "the stream fell silent"
-        case httpx2.StreamClosed():
-            return "the stream was closed"
-        case ClientClosed():
-            return "the client was closed while the stream was read,"
-        case anthropic.APIConnectionError():
-            return "the stream ended without its last event"
-        case InvalidStream():
-            return f"the stream holds what is no valid event ({cause.reason})"
-        case httpx2.TransportError():
-            return f"the connection broke off ({type(cause).__name__})"
-        case _:
-            return f"the stream holds an event that can't be understood ({type(cause).__name__})"
+    told = next((told for of, told in _TOLD if isinstance(cause, of)), _NOT_UNDERSTOOD)
+    return told.format(name=type(cause).__name__, type=getattr(cause, "type", None) or "error")
 
 
 def _as_sdk_error(cause: Exception, request: httpx2.Request) -> Exception:

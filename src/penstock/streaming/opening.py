@@ -14,10 +14,11 @@ import anthropic
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
-from penstock.streaming.source import DrainedSource, Source
+from penstock.streaming.source import DrainedSource, Source, as_sse
 from penstock.streaming.stream import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     import httpx2
@@ -81,9 +82,8 @@ class StreamManager:
         messages: Any = self._sdk.beta.messages if self._beta else self._sdk.messages
         answer = await messages.with_streaming_response.create(**self._params, stream=True).__aenter__()
         response: httpx2.Response = answer.http_response
-        self._stream = Stream(
-            self._sdk, response, self._source(response), beta=self._beta, output_format=self._output_format
-        )
+        source = self._source(response, as_sse(await answer.parse()) if _is_foreign(response) else None)
+        self._stream = Stream(self._sdk, response, source, beta=self._beta, output_format=self._output_format)
         return self._stream
 
     async def __aexit__(
@@ -93,15 +93,15 @@ class StreamManager:
         if self._stream is not None:
             await self._stream.close()
 
-    def _source(self, response: httpx2.Response) -> Source:
+    def _source(self, response: httpx2.Response, chunks: AsyncIterator[bytes] | None) -> Source:
         if self._background is not None:
-            drained = DrainedSource(response, idle_timeout_s=self._idle_timeout_s, drain_s=_DRAIN_S)
+            drained = DrainedSource(response, idle_timeout_s=self._idle_timeout_s, drain_s=_DRAIN_S, chunks=chunks)
             if self._background.put(drained.pump):
                 return drained
-        return Source(response, idle_timeout_s=self._idle_timeout_s)
+        return Source(response, idle_timeout_s=self._idle_timeout_s, chunks=chunks)
 
     def _take_output_format(self) -> Any:
-        """Turn a type of structured output into its schema, as the SDK's `messages.stream` does, and return the type."""
+        """Put the schema of structured output in the place of its type, as the SDK does, and return the type."""
         wanted = self._params.pop("output_format", None)
         if wanted is None or not _is_given(wanted):
             return None
@@ -146,7 +146,7 @@ def stream(
 
     Example:
         >>> async def main() -> None:
-        ...     async with AsyncAnthropic() as claude:
+        ...     async with anthropic.AsyncAnthropic() as claude:
         ...         params = {"model": "claude-sonnet-5-5", "max_tokens": 200}
         ...         messages = [{"role": "user", "content": "Hello"}]
         ...         async with stream(claude, messages=messages, **params) as answer:
@@ -168,3 +168,8 @@ def stream(
 
 def _is_given(value: object) -> bool:
     return not isinstance(value, anthropic.Omit | anthropic.NotGiven)
+
+
+def _is_foreign(response: httpx2.Response) -> bool:
+    """Whether an answer streams in the format of Bedrock's older interface, which the SDK decodes."""
+    return response.headers.get("content-type", "").startswith("application/vnd.amazon.eventstream")

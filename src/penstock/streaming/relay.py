@@ -94,8 +94,9 @@ async def relay(
         Exception: What `send` or `on_event` raised, as it is; the stream is closed.
 
     Example:
+        >>> from penstock.streaming import stream
         >>> async def main() -> None:
-        ...     async with AsyncAnthropic() as claude:
+        ...     async with anthropic.AsyncAnthropic() as claude:
         ...         params = {"model": "claude-sonnet-5-5", "max_tokens": 200}
         ...         messages = [{"role": "user", "content": "Hello"}]
         ...
@@ -103,7 +104,7 @@ async def relay(
         ...             if isinstance(frame, FinalFrame):
         ...                 print(frame.stop_reason)
         ...
-        ...         async with penstock.streaming.stream(claude, messages=messages, **params) as answer:
+        ...         async with stream(claude, messages=messages, **params) as answer:
         ...             await relay(answer, send)
         >>> import anyio
         >>> anyio.run(main)
@@ -121,9 +122,7 @@ async def relay(
             group.cancel_scope.cancel()
         failure = raised or mailbox.error
         if failure is None:
-            final = FinalFrame(
-                stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length
-            )
+            final = FinalFrame(stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length)
             await _send(send, final, send_timeout_s)
             return final
         if raised is None:
@@ -190,9 +189,7 @@ async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], obj
         mailbox.news.set()
 
 
-async def _deliver(
-    mailbox: _Mailbox, send: Callable[[Frame], Awaitable[object]], send_timeout_s: float | None
-) -> None:
+async def _deliver(mailbox: _Mailbox, send: Callable[[Frame], Awaitable[object]], send_timeout_s: float | None) -> None:
     while text := await mailbox.take():
         await _send(send, TextFrame(text=text), send_timeout_s)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
@@ -18,11 +18,13 @@ import httpx2
 from penstock.core.failure import Failure, FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+
+    from pydantic import BaseModel
 
     from penstock.core.attempt import Attempt
 
-__all__ = ["DrainedSource", "Source"]
+__all__ = ["DrainedSource", "Source", "as_sse", "close_generator"]
 
 _STALLED: Final = Failure(kind=FailureKind.TIMEOUT, error_type="StreamStalled")
 # What a timer may come too early by.
@@ -35,17 +37,24 @@ class Source:
     Args:
         response: The answer, not yet read.
         idle_timeout_s: Seconds that a reader waits for anything but pings, above 0; `None` for no bound.
+        chunks: Its bytes, where they are not those of its body.
 
     Attributes:
         closed: Whether it was closed.
     """
 
-    def __init__(self, response: httpx2.Response, *, idle_timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        *,
+        idle_timeout_s: float | None,
+        chunks: AsyncIterator[bytes] | None = None,
+    ) -> None:
         self.closed = False
         self._http = response
         self._idle_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._chunks = _chunks(response)
+        self._chunks = chunks or _chunks(response)
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._reader: asyncio.Task[object] | None = None
@@ -56,36 +65,36 @@ class Source:
         return f"<{type(self).__name__} {'closed' if self.closed else 'open'}>"
 
     async def read(self, *, anything: bool) -> bytes | None:
-        """Return the next bytes; `None` at the end, or when it is closed meanwhile.
+        """Return the next bytes; `None` at the end.
 
         Args:
             anything: Whether the last bytes were anything but pings, so that the silence is counted from now on.
 
         Raises:
             httpx2.ReadTimeout: The silence lasted too long.
+            httpx2.StreamClosed: It is closed, or was closed meanwhile.
             Exception: What the transport raises.
         """
         if anything:
             self._wait_from_now()
         self._reader = task = asyncio.current_task()
         try:
-            if self._why is None and not self.closed:
+            if self._why is None:
                 return await anext(self._chunks)
         except StopAsyncIteration:
             return None
         except asyncio.CancelledError:
             if self._why is None or task is None or task.uncancel() > self._cancelling:
                 # A read that was cut short has killed the body.
-                self._why = httpx2.ReadError("a read of this stream was cancelled")
+                self._why = self._why or httpx2.ReadError("a read of this stream was cancelled")
                 raise
         except Exception:
+            # A body that was closed meanwhile may fail in any way.
             if not self.closed:
                 raise
         finally:
             self._reader = None
-        if self.closed or self._why is None:
-            return None
-        raise self._why
+        raise self._why or httpx2.StreamClosed()
 
     def _wait_from_now(self) -> None:
         self._since = self._loop.time()
@@ -97,6 +106,7 @@ class Source:
         if self.closed:
             return
         self.closed = True
+        self._why = self._why or httpx2.StreamClosed()
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
@@ -112,8 +122,7 @@ class Source:
             with contextlib.suppress(httpx2.HTTPError):
                 await self._http.aclose()
         finally:
-            if isinstance(self._chunks, AsyncGenerator) and not self._chunks.ag_running:
-                await cast("AsyncGenerator[bytes, None]", self._chunks).aclose()
+            await close_generator(self._chunks)
 
     def _look(self) -> None:
         """See whether a reader has waited too long; the timer runs on only while one waits."""
@@ -134,7 +143,6 @@ class Source:
         """Have a read that waits return."""
         task = self._reader
         if task is not None:
-            self._why = self._why or httpx2.StreamClosed()
             self._cancelling = task.cancelling()
             task.cancel()
 
@@ -145,11 +153,19 @@ class DrainedSource(Source):
     Args:
         response: As for `Source`.
         idle_timeout_s: As for `Source`.
+        chunks: As for `Source`.
         drain_s: Seconds that the rest may take once it is left, above 0.
     """
 
-    def __init__(self, response: httpx2.Response, *, idle_timeout_s: float | None, drain_s: float) -> None:
-        super().__init__(response, idle_timeout_s=idle_timeout_s)
+    def __init__(
+        self,
+        response: httpx2.Response,
+        *,
+        idle_timeout_s: float | None,
+        drain_s: float,
+        chunks: AsyncIterator[bytes] | None = None,
+    ) -> None:
+        super().__init__(response, idle_timeout_s=idle_timeout_s, chunks=chunks)
         self._drain_s = drain_s
         self._buffer: deque[bytes] = deque()
         self._news = asyncio.Event()
@@ -188,9 +204,7 @@ class DrainedSource(Source):
                 await self._news.wait()
             finally:
                 self._reader = None
-        if self.closed:
-            return None
-        if self._buffer:
+        if self._buffer and not self.closed:
             return self._buffer.popleft()
         if self._why is not None:
             raise self._why
@@ -202,6 +216,7 @@ class DrainedSource(Source):
             await self.close()
             return
         self._left = self.closed = True
+        self._why = httpx2.StreamClosed()
         self._buffer.clear()
         self._news.set()
         if self._timer is not None:
@@ -214,6 +229,14 @@ class DrainedSource(Source):
         self._news.set()
 
 
+async def close_generator(iterator: AsyncIterator[object]) -> None:
+    """Close an iterator that is a generator, unless it runs, in another task: then that task does."""
+    if isinstance(iterator, AsyncGeneratorType):
+        generator = cast("AsyncGeneratorType[object, None]", iterator)
+        if not generator.ag_running:
+            await generator.aclose()
+
+
 def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
     """Return the chunks of a body, decoded; not through the layers of `httpx2` where there is nothing to decode."""
     plain = response.headers.get("content-encoding", "identity") == "identity"
@@ -223,3 +246,10 @@ def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
         return response.aiter_bytes()
     response.is_stream_consumed = True
     return aiter(response.stream)
+
+
+async def as_sse(events: AsyncIterable[BaseModel]) -> AsyncGenerator[bytes, None]:
+    """Write events that the SDK has decoded from another format as server-sent events."""
+    async for event in events:
+        data = event.model_dump_json(exclude_unset=True)
+        yield f"event: {getattr(event, 'type', 'message')}\ndata: {data}\n\n".encode()

@@ -1,42 +1,42 @@
 """A stream as its reader sees it: text, events, the final message, and what happens when it breaks off.
 
-The rule here: events are received once, in order, and kept as bytes until the one cursor over them, which text and
-events share, comes to them. What the cursor has passed becomes a message only when one is asked for. A failure is told
-after everything that came before it.
+The rule here: text and events share one cursor over what has come. What it has passed stays as it was and becomes a
+message only when one is asked for. A failure is told after everything that came before it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import httpx2
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from penstock.core.sse import ServerSentEvent
-from penstock.core.usage import Usage
 from penstock.errors import InvalidStream
 from penstock.streaming.accumulate import Accumulator, Run, merged, run_of
-from penstock.streaming.failure import ended_early, error_of_event, interruption
-from penstock.streaming.split import Splitter, data_of, name_of, text_of
+from penstock.streaming.failure import interruption
+from penstock.streaming.inbox import DELTA, Inbox
+from penstock.streaming.source import close_generator
+from penstock.streaming.split import data_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncGenerator, Iterable
 
     from anthropic import AsyncAnthropic
 
+    from penstock.core.usage import Usage
     from penstock.streaming.accumulate import AnyEvent, AnyMessage
     from penstock.streaming.source import Source
     from penstock.streaming.split import Raw
 
 __all__ = ["Stream"]
 
-_DELTA: Final = b"event: content_block_delta\ndata: "
 _TEXT: Final = b'"text_delta"'
+_PREFIX: Final = len(DELTA)
 
 
 class Stream:
@@ -44,11 +44,13 @@ class Stream:
 
     Iterate over `text_stream` for the text, or over the stream itself for the SDK's own events, or over some of each:
     both go on where the other was left. `get_final_message` reads what is left and returns the whole message.
+    Only one task at a time may read it; any may close it.
 
-    Raises, while it is read:
-        StreamInterrupted: It broke off after its first content. All text that had come was given before.
-        anthropic.APIStatusError: It brought an error and no content.
-        anthropic.APIConnectionError: It broke off, or fell silent, before its first content.
+    Whatever reads it raises, once what came before has been given:
+
+    - `StreamInterrupted`, if it broke off after its first content;
+    - `anthropic.APIStatusError`, `anthropic.APIConnectionError`, `anthropic.APITimeoutError` or `InvalidStream`, if it
+      brought no content at all, as any request may.
     """
 
     def __init__(
@@ -56,29 +58,22 @@ class Stream:
     ) -> None:
         self._response = response
         self._source = source
-        self._make_accumulator = lambda: Accumulator(sdk, response, beta=beta, output_format=output_format)
+        self._inbox = Inbox(response)
+        self._make_accumulator = partial(Accumulator, sdk, response, beta=beta, output_format=output_format)
         self._accumulator: Accumulator | None = None
-        self._splitter = Splitter()
-        self._received: deque[Raw] = deque()
         self._passed: list[Raw | Run] = []
         self._run: Run | None = None
-        self._yielded: deque[AnyEvent] = deque()
         self._told = False
-        self._with_usage: list[Raw] = []
-        self._usage = Usage()
+        self._yielded: deque[AnyEvent] = deque()
         self._text_stream: AsyncGenerator[str, None] | None = None
-        self._over = False
-        self._complete = False
-        self._cause: Exception | None = None
         self._failure: Exception | None = None
 
     def __repr__(self) -> str:
-        if self._complete:
-            state = "complete"
-        elif self._cause is not None:
-            state = f"ended by {type(self._cause).__name__}"
+        cause = self._inbox.cause
+        if cause is not None:
+            state = f"ended by {type(cause).__name__}"
         else:
-            state = "closed" if self._source.closed else "open"
+            state = "complete" if self.complete else "closed" if self._source.closed else "open"
         return f"<Stream {self.request_id}, {state}>"
 
     # What it tells
@@ -91,24 +86,27 @@ class Stream:
     @property
     def request_id(self) -> str | None:
         """The API's id of the answer."""
-        return cast("str | None", self._response.headers.get("request-id"))
+        return self._response.headers.get("request-id")
 
     @property
     def workspace_id(self) -> str | None:
-        """The workspace that the request was counted in."""
-        return cast("str | None", self._response.headers.get("anthropic-workspace-id"))
+        """The workspace that the request counts for."""
+        return self._response.headers.get("anthropic-workspace-id")
 
     @property
     def complete(self) -> bool:
-        """Whether its last event, `message_stop`, has come."""
-        return self._complete
+        """Whether its last event has come."""
+        return self._inbox.complete
 
     @property
     def usage(self) -> Usage:
         """Tokens as far as they are known: input from the start on, output at the end."""
-        while self._with_usage:
-            self._usage = self._usage.updated(_usage_in(self._with_usage.pop(0)))
-        return self._usage
+        return self._inbox.usage
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the answer ended, as the API gave it; `None` before that."""
+        return self._inbox.stop_reason
 
     @property
     def current_message_snapshot(self) -> AnyMessage:
@@ -133,33 +131,32 @@ class Stream:
         return self._text_stream
 
     async def _texts(self) -> AsyncGenerator[str, None]:
-        received, splitter, source = self._received, self._splitter, self._source
-        anything = True
+        inbox, events, source, anything = self._inbox, self._inbox.events, self._source, True
         while True:
-            while received:
+            while events:
                 try:
-                    text = self._pass(received.popleft())
+                    text = self._pass(events.popleft())
                 except InvalidStream as error:
                     await source.close()
                     self._break(error)
                 if text is not None:
                     yield text
-            if self._over or not splitter.clean:
+            if inbox.over or not inbox.splitter.clean:
                 if not await self._more():
                     return
                 continue
-            # The hot path: while an answer is being written, a chunk is one delta.
+            # The hot path: while an answer is being written, a chunk is one delta of text.
             try:
                 chunk = await source.read(anything=anything)
             except Exception as error:  # noqa: BLE001 - told after what came before it
-                self._end(error)
+                inbox.end(error)
                 continue
             text = self._pass_chunk(chunk)
-            if text is None:
-                self._receive(chunk)
-            else:
+            if text is not None:
                 yield text
-            anything = text is not None or bool(received)
+            else:
+                inbox.receive(chunk)
+            anything = text is not None or bool(events)
 
     def __aiter__(self) -> Self:
         """The events that the SDK's `messages.stream` yields, from where it was left."""
@@ -168,21 +165,19 @@ class Stream:
     async def __anext__(self) -> AnyEvent:
         """Wait for the next event."""
         while not self._yielded:
-            if not self._received and not await self._more():
+            if not await self._more():
                 raise StopAsyncIteration
             self._catch_up()
-            self._accumulate((self._received.popleft(),), self._yielded)
+            self._accumulate((self._inbox.events.popleft(),), self._yielded)
         return self._yielded.popleft()
 
     async def until_done(self) -> None:
         """Read what is left, and give none of it."""
-        while True:
-            self._yielded.clear()
+        while await self._more():
+            self._passed += self._inbox.events
+            self._inbox.events.clear()
             self._run = None
-            self._passed += self._received
-            self._received.clear()
-            if not await self._more():
-                break
+        self._yielded.clear()
         self._raise_failure()
 
     async def get_final_message(self) -> AnyMessage:
@@ -211,68 +206,25 @@ class Stream:
         try:
             await self._source.abandon()
         finally:
-            texts = self._text_stream
-            if texts is not None and not texts.ag_running:
-                await texts.aclose()
-
-    # Receiving
+            if self._text_stream is not None:
+                await close_generator(self._text_stream)
 
     async def _more(self) -> bool:
-        """Wait until something has come; False at the end."""
-        received, anything = self._received, True
-        while not (received or self._over):
+        """Wait until an event is there; False at the end."""
+        inbox, anything = self._inbox, True
+        while not (inbox.events or inbox.over):
             try:
-                chunk = await self._source.read(anything=anything)
+                inbox.receive(await self._source.read(anything=anything))
             except Exception as error:  # noqa: BLE001 - told after what came before it
-                self._end(error)
-            else:
-                self._receive(chunk)
-                anything = False
-        if self._over:
+                inbox.end(error)
+            anything = False
+        if inbox.over:
             await self._source.close()
-        if received:
+        if inbox.events:
             return True
-        if not isinstance(self._cause, httpx2.StreamClosed):
+        if not isinstance(inbox.cause, httpx2.StreamClosed):
             self._raise_failure()
         return False
-
-    def _receive(self, chunk: bytes | None) -> None:
-        splitter, received = self._splitter, self._received
-        try:
-            events = splitter.finish() if chunk is None else splitter.feed(chunk)
-            for raw in events:
-                if isinstance(raw, bytes) and raw.startswith(_DELTA):
-                    received.append(raw)
-                    continue
-                self._receive_other(raw)
-                if self._over:
-                    break
-        except InvalidStream as error:
-            self._end(error)
-        if chunk is None and not self._over:
-            self._end(httpx2.StreamClosed() if self._source.closed else ended_early(self._response))
-
-    def _receive_other(self, raw: Raw) -> None:
-        name = name_of(raw)
-        if name == "message":
-            # Without a name the SDK skips it; some proxies drop the name, but its data has it too.
-            name = _type_in(raw)
-        if name in {"ping", None}:
-            return
-        if name == "error":
-            self._end(error_of_event(text_of(raw), self._response))
-            return
-        if name == "message_stop":
-            self._complete = True
-        elif name in {"message_start", "message_delta"}:
-            self._with_usage.append(raw)
-        self._received.append(raw)
-
-    def _end(self, cause: Exception) -> None:
-        """Note that nothing more will come; what came is still to be given."""
-        self._over = True
-        if not self._complete:
-            self._cause = cause
 
     # Passing
 
@@ -283,28 +235,27 @@ class Stream:
             InvalidStream: It seemed to be one, but can't be decoded.
         """
         if isinstance(raw, bytes):
-            if _TEXT in raw and raw.startswith(_DELTA):
-                text = self._pass_usual(raw)
-                return self._pass_unusual(raw) if text is None else text
-        elif _TEXT.decode() in raw.data:
-            return self._pass_unusual(raw)
-        return self._pass_other(raw)
+            if _TEXT not in raw:
+                return self._pass_other(raw)
+            text = self._pass_usual(raw) if raw.startswith(DELTA) else None
+            return self._pass_unusual(raw) if text is None else text
+        return self._pass_unusual(raw) if _TEXT.decode() in raw.data else self._pass_other(raw)
 
     def _pass_chunk(self, chunk: bytes | None) -> str | None:
         """Move the cursor past a chunk that is one whole delta of text; `None` if it isn't."""
-        if chunk is None or not chunk.startswith(_DELTA) or _TEXT not in chunk:
+        if chunk is None or not chunk.startswith(DELTA) or _TEXT not in chunk:
             return None
-        if chunk.find(b"\n\n", len(_DELTA)) != len(chunk) - 2:
+        if chunk.find(b"\n\n", _PREFIX) != len(chunk) - 2:
             return None
         text = self._pass_usual(chunk)
         if text is not None:
-            self._splitter.position += len(chunk)
+            self._inbox.splitter.position += len(chunk)
         return text
 
     def _pass_usual(self, raw: bytes) -> str | None:
         """Move the cursor past a delta of text; `None` if it is not one, or an unusual one."""
         try:
-            data: Any = from_json(raw[len(_DELTA) :])
+            data: Any = from_json(raw[_PREFIX:])
             delta = data["delta"]
             text = delta["text"]
             if delta["type"] == "text_delta" and isinstance(text, str):
@@ -331,10 +282,11 @@ class Stream:
             return self._pass_text(run.index, run.parts[0])
         return self._pass_other(raw)
 
-    def _pass_other(self, raw: Raw) -> None:
+    def _pass_other(self, raw: Raw) -> str | None:
         self._passed.append(raw)
         self._run = None
         self._yielded.clear()
+        return None
 
     # What becomes of what has passed
 
@@ -358,9 +310,9 @@ class Stream:
                 if yielded is not None:
                     yielded += new
         except ValidationError as error:
-            # The text is no valid structured output; the SDK raises the same.
-            self._over, self._cause, self._failure = True, error, error
-            raise
+            # The text is no valid structured output: the SDK raises the same.
+            self._failure = error
+            self._break(error)
         except Exception as error:  # noqa: BLE001 - becomes the cause of what is raised
             self._break(error)
 
@@ -368,42 +320,27 @@ class Stream:
 
     def _break(self, cause: Exception) -> NoReturn:
         """Fail because of an event that can't be understood."""
-        if self._cause is None or not self._over:
-            self._over, self._cause = True, cause
-        self._received.clear()
+        inbox = self._inbox
+        inbox.over = True
+        inbox.cause = inbox.cause or cause
+        inbox.events.clear()
         self._raise_failure()
         raise cause
 
     def _raise_failure(self) -> None:
-        """Raise what has ended the stream, if it was no proper end."""
-        if self._failure is None and self._cause is not None:
-            self._failure = self._interruption(self._cause)
+        """Raise what has ended the stream, if that was not its last event."""
+        cause = self._inbox.cause
+        if self._failure is None and cause is not None:
+            self._failure = self._interruption(cause)
         if self._failure is not None:
             raise self._failure
 
     def _interruption(self, cause: Exception) -> Exception:
         accumulator, passed = self._accumulated, self._passed
         self._passed = []
-        # What can't be understood of it is left out; the caller is told of the first cause.
+        # What can't be understood is left out of what came; the caller is told of the first cause.
         with contextlib.suppress(Exception):
             for data in merged(passed):
                 accumulator.feed(data)
         usage = replace(self.usage, estimated=True)
         return interruption(cause, accumulator.snapshot, usage, response=self._response, told=self._told)
-
-
-def _usage_in(raw: Raw) -> Mapping[str, object]:
-    """Return the usage that an event tells; nothing if it can't be understood."""
-    with contextlib.suppress(InvalidStream):
-        data: Any = data_of(raw) or {}
-        for fields in (data, data.get("message")):
-            if isinstance(fields, dict) and isinstance(usage := fields.get("usage"), dict):
-                return cast("Mapping[str, object]", usage)
-    return {}
-
-
-def _type_in(raw: Raw) -> str | None:
-    with contextlib.suppress(InvalidStream):
-        kind = (data_of(raw) or {}).get("type")
-        return kind if isinstance(kind, str) else None
-    return None

@@ -6,6 +6,7 @@ ends; every event has an id, so that such a request shows itself by its `Last-Ev
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import anthropic
@@ -31,6 +32,15 @@ __all__ = ["EventStreamResponse", "event_stream"]
 # What a browser may take for the last frame when the server shuts down.
 _FAREWELL_S: Final = 1.0
 _NEWLINE: Final = "\n"
+
+
+def _holds_no_content(record: logging.LogRecord) -> bool:
+    return record.msg != _EVERY_CHUNK
+
+
+# At level DEBUG, sse-starlette logs every event that it sends.
+_EVERY_CHUNK: Final = "chunk: %s"
+logging.getLogger("sse_starlette.sse").addFilter(_holds_no_content)
 
 
 def event_stream(
