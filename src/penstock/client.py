@@ -19,7 +19,7 @@ from penstock.batch.fan_out import FanOut
 from penstock.chain import Chain, build_chain
 from penstock.core.background import Background
 from penstock.core.events import Observer, Observers
-from penstock.governed import SDK, governed_copy, own_sdk
+from penstock.governed import SDK, governed_copy, own_sdk, sends_nothing_else
 from penstock.keys.environment import as_secret, keys_of_environment
 from penstock.lifetime import Lifetime
 from penstock.settings import Settings, SettingsFields, check_base_url
@@ -299,10 +299,12 @@ class Client:
         self._lifetime.check_new()
         if self._given_sdk is None or self.settings.api_keys:
             keys = self.settings.api_keys or keys_of_environment()
-            self._chain.admit.use_keys(keys)
+            carried = None
             if self._given_sdk is None:
-                # For a copy whose middleware the caller has replaced.
+                # Also for a copy whose middleware the caller has replaced.
                 self.sdk.api_key = keys[0].reveal()
+                carried = keys[0] if sends_nothing_else(self.sdk) else None
+            self._chain.admit.use_keys(keys, carried=carried)
         await self._lifetime.begin(self._chain.record, close=self.sdk.close if self._given_sdk is None else None)
         return self
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from penstock.chain import Chain
     from penstock.settings import Settings
 
-__all__ = ["SDK", "governed_copy", "own_sdk"]
+__all__ = ["SDK", "governed_copy", "own_sdk", "sends_nothing_else"]
 
 # Foundry's, AWS's and Google Cloud's clients are subclasses of the first.
 SDK: TypeAlias = "AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex"
@@ -59,6 +59,11 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
     )
     _warn_of_retries(sdk)
     return sdk
+
+
+def sends_nothing_else(sdk: AsyncAnthropic) -> bool:
+    """Whether a client sends no credential but its own key; `ANTHROPIC_CUSTOM_HEADERS` may add one."""
+    return not any(name.lower() == "x-api-key" for name in sdk.default_headers)
 
 
 def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:

@@ -5,7 +5,6 @@ import pickle
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -223,25 +222,6 @@ def test_the_longest_event_that_is_allowed_passes(terminator: bytes) -> None:
     assert _decode([GOOD, event + terminator], SSEDecoder(max_event_bytes=100))[1] is None
     error = _decode([GOOD, event + b"x" + terminator], SSEDecoder(max_event_bytes=100))[1]
     assert error == ("an event is longer than 100 bytes", len(GOOD))
-
-
-def _seconds_byte_by_byte(body: bytes) -> float:
-    def once() -> float:
-        decoder = SSEDecoder()
-        start = perf_counter()
-        for byte in range(len(body)):
-            decoder.feed(body[byte : byte + 1])
-        return perf_counter() - start
-
-    return min(once() for _ in range(3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("piece", [b"x", GOOD, b":\r\n"])
-def test_tiny_chunks_cost_linear_time(piece: bytes) -> None:
-    """Four times as many single bytes take about four times as long, not sixteen."""
-    small, large = (piece * (size // len(piece)) for size in (40_000, 160_000))
-    assert _seconds_byte_by_byte(large) < 9 * _seconds_byte_by_byte(small)
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers())))

@@ -182,9 +182,8 @@ class Wire:
         return httpx2.Response(200, headers=HEADERS | headers, stream=Body(parts), request=request)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wire() -> Wire:
     return Wire()
 
 
-Make: TypeAlias = Callable[..., AsyncAnthropic]

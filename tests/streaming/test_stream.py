@@ -31,12 +31,13 @@ PARAMS: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello, how are you today?"}],
 }
 BETAS: dict[str, Any] = {**PARAMS, "betas": ["compact-2026-01-12"]}
+# It sends nothing; making one takes long.
+SDK = anthropic.AsyncAnthropic(api_key="sk-ant-test")
 
 
 def over(response: httpx2.Response, *, beta: bool = False, idle_timeout_s: float | None = None) -> Stream:
     """A stream over an answer that is there already."""
-    sdk = anthropic.AsyncAnthropic(api_key="sk-ant-test")
-    return Stream(sdk, response, Source(response, idle_timeout_s=idle_timeout_s), beta=beta)
+    return Stream(SDK, response, Source(response, idle_timeout_s=idle_timeout_s), beta=beta)
 
 
 async def texts_of(answer: Stream) -> tuple[list[str], Exception | None]:
@@ -153,12 +154,9 @@ async def use(answer: Any, operations: Sequence[tuple[str, int]]) -> list[Any]:
 @settings(max_examples=60)
 @given(events=streams(), size=st.integers(1, 400), crlf=st.booleans(), operations=OPERATIONS)
 async def test_any_use_of_any_stream_is_as_with_the_sdk(
-    events: list[dict[str, Any]], size: int, crlf: bool, operations: list[tuple[str, int]]
+    wire: Any, events: list[dict[str, Any]], size: int, crlf: bool, operations: list[tuple[str, int]]
 ) -> None:
     """Text, events and message of generated streams are the SDK's, in any mixture and whatever the chunks."""
-    from tests_streaming_conftest import Wire  # type: ignore[import-not-found]
-
-    wire = Wire()
     body = wire.sse(wire.start(), *events, *wire.end(), end="\r\n" if crlf else "\n")
     claude = wire.client(*[body[at : at + size] for at in range(0, len(body), size)])
     async with claude.messages.stream(**PARAMS) as theirs, stream(claude, **PARAMS) as ours:
@@ -166,3 +164,331 @@ async def test_any_use_of_any_stream_is_as_with_the_sdk(
         seen = await use(ours, operations)
     assert len(seen) == len(wanted)
     assert all(same(one, other) for one, other in zip(seen, wanted, strict=True))
+
+
+# Where bytes end and how they are cut
+
+
+async def test_no_split_of_the_bytes_shows(wire: Any) -> None:
+    """Wherever the bytes are cut in two, and byte by byte, the text and the message are the same."""
+    body = wire.sse(*wire.recorded)
+    message = await over(wire.response(body)).get_final_message()
+    cuts = [[body[:at], body[at:]] for at in range(1, len(body))]
+    for chunks in [*cuts, [body[at : at + 1] for at in range(len(body))]]:
+        answer = over(wire.response(*chunks))
+        assert await texts_of(answer) == (wire.texts, None)
+    assert same(await answer.get_final_message(), message)
+
+
+def ends_of_texts(wire: Any) -> list[int]:
+    """Where in the recorded stream each delta of text is complete."""
+    ends, at = [], 0
+    for event in wire.recorded:
+        at += len(wire.sse(event))
+        if event.get("delta", {}).get("type") == "text_delta":
+            ends.append(at)
+    return ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drop", [None, httpx2.RemoteProtocolError("dropped"), httpx2.ReadTimeout("silent")])
+async def test_a_stream_cut_anywhere_gives_what_came_and_then_fails(wire: Any, drop: Exception | None) -> None:
+    """At every truncation point, all text that came is given first; before content the SDK's error comes, after it ours."""
+    body = wire.sse(*wire.recorded)
+    ends = ends_of_texts(wire)
+    last = body.index(b"event: message_stop") + len(b"event: message_stop")
+    for at in range(len(body)):
+        answer = over(wire.response(body[:at], *([drop] if drop else [])))
+        texts, error = await texts_of(answer)
+        complete = wire.texts[: sum(end <= at for end in ends)]
+        # A body that ends in order may lack no more than the last line ends.
+        assert texts == complete or (drop is None and texts == wire.texts[: sum(end - 2 <= at for end in ends)])
+        if answer.complete:
+            assert error is None
+            assert at >= last
+            continue
+        assert answer.stop_reason in {None, "tool_use"}
+        with pytest.raises(type(error)):
+            await answer.get_final_message()
+        if not isinstance(error, StreamInterrupted):
+            assert isinstance(error, anthropic.APIConnectionError | InvalidStream)
+            assert not any(texts)
+            assert isinstance(error, anthropic.APITimeoutError) == isinstance(drop, httpx2.ReadTimeout)
+            continue
+        partial = error.partial
+        assert isinstance(partial, anthropic.types.Message)
+        assert partial.stop_reason is None
+        assert "".join(block.text for block in partial.content if block.type == "text") == "".join(texts)
+        assert error.usage.estimated
+        assert error.usage.input_tokens == 25
+        if drop is not None:
+            assert error.cause is drop is error.__cause__
+
+
+async def test_what_stands_between_events_does_no_harm(wire: Any) -> None:
+    """Comments, unknown fields, nameless and unknown events, and events without data, change nothing."""
+    garbage = (
+        b": a comment\n\n\n\nid: 1\nretry: 5\n\nnonsense\n\nevent: nothing\n\ndata: {}\n\ndata: no json\n\n"
+        b'event: a_new_event\ndata: {"type": "a_new_event"}\n\nid: 4\nevent: ping\ndata: {"type": "ping"}\n\n'
+        b'data: {"type": "ping"}\n\n'
+    )
+    body = b"".join(wire.sse(event) + garbage for event in wire.recorded)
+    answer = over(wire.response(body))
+    assert await texts_of(answer) == (wire.texts, None)
+    assert same(await answer.get_final_message(), await over(wire.response(wire.sse(*wire.recorded))).get_final_message())
+
+
+async def test_events_whose_names_were_dropped_are_read_all_the_same(wire: Any) -> None:
+    """Some proxies drop the `event` lines; the data has the type too."""
+    body = b"".join(line + b"\n" for line in wire.sse(*wire.recorded).split(b"\n") if not line.startswith(b"event"))
+    answer = over(wire.response(body))
+    assert await texts_of(answer) == (wire.texts, None)
+    assert (await answer.get_final_message()).stop_reason == "tool_use"
+
+
+async def test_large_tiny_and_odd_deltas_arrive_as_they_are(wire: Any) -> None:
+    """A megabyte in one delta, 10,000 tiny ones, NUL, lone surrogates and other line ends."""
+    texts = ["x" * 1_000_000, *["y"] * 10_000, "\0", "\ud83d", "a\r\nb\u2028c", ""]
+    body = wire.sse(wire.start(), *wire.text(0, *texts), *wire.end())
+    for size in (1 << 14, 1 << 20):
+        answer = over(wire.response(*[body[at : at + size] for at in range(0, len(body), size)]))
+        assert await texts_of(answer) == (texts, None)
+        assert await answer.get_final_text() == "".join(texts)
+
+
+# Failing
+
+
+async def test_an_error_after_content_comes_after_all_text(wire: Any) -> None:
+    """An `error` event in the same chunk as text: the text first, then `StreamInterrupted` with all there is to know."""
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}, "request_id": "req_1"}
+    body = wire.sse(wire.start(), *wire.text(0, "Hel", "lo")[:-1], error, *wire.text(1, "never"))
+    answer = over(wire.response(body, wire.sse(*wire.text(2, "never"))))
+    texts, raised = await texts_of(answer)
+    assert texts == ["Hel", "lo"]
+    assert isinstance(raised, StreamInterrupted)
+    assert isinstance(raised.cause, anthropic.APIStatusError)
+    assert raised.cause.type == "overloaded_error"
+    assert raised.cause.status_code == 200
+    assert raised.cause.request_id == "req_1"
+    assert raised.usage == Usage(input_tokens=25, cache_read_input_tokens=3, output_tokens=1, estimated=True)
+    assert "overloaded_error" in str(raised)
+    assert "Hel" not in str(raised) + repr(raised)
+    assert answer.response.is_closed
+    assert "APIStatusError" in repr(answer)
+    assert not answer.complete
+    for read in (answer.get_final_message, answer.get_final_text, answer.until_done):
+        with pytest.raises(StreamInterrupted):
+            await read()
+    assert [text async for text in answer.text_stream] == []
+    with pytest.raises(StreamInterrupted):
+        await anext(answer)
+
+
+async def test_an_error_before_content_is_the_sdks_own(wire: Any) -> None:
+    """Nothing came, so there is nothing partial: what any request may raise is raised."""
+    for data in (b'{"type": "error", "error": {"type": "api_error", "message": "m"}}', b"no json", b""):
+        answer = over(wire.response(wire.sse(wire.start()), b"event: error\ndata: " + data + b"\n\n"))
+        texts, raised = await texts_of(answer)
+        assert texts == []
+        assert isinstance(raised, anthropic.APIStatusError)
+    answer = over(wire.response(wire.sse(wire.start(), {"type": "error"}).replace(b"event: error\n", b"")))
+    assert isinstance((await texts_of(answer))[1], anthropic.APIStatusError)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'event: content_block_delta\ndata: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "\n\n',
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":"\xff"}}\n\n',
+        b"event: \xff\nid: 1\ndata: {}\n\n",
+        b"event: x\r\ndata: \xff\r\n\r\n",
+    ],
+)
+async def test_bytes_that_are_no_event_break_the_stream_off(wire: Any, bad: bytes) -> None:
+    """Bad JSON and invalid UTF-8 are an `InvalidStream` behind a `StreamInterrupted`, after all good text."""
+    body = wire.sse(wire.start(), *wire.text(0, "good")[:2]) + bad + wire.sse(*wire.text(1, "never"))
+    for read_on in (texts_of, _events_of):
+        answer = over(wire.response(body))
+        seen, raised = await read_on(answer)
+        assert seen == ["good"]
+        assert isinstance(raised, StreamInterrupted)
+        assert isinstance(raised.cause, InvalidStream)
+        assert raised.partial is not None
+        assert raised.partial.content[0].type == "text"
+        assert raised.partial.content[0].text == "good"
+        assert answer.response.is_closed
+
+
+async def _events_of(answer: Stream) -> tuple[list[str], Exception | None]:
+    texts: list[str] = []
+    try:
+        async for event in answer:
+            if event.type == "text":
+                texts.append(event.text)
+    except Exception as error:  # noqa: BLE001 - returned
+        with contextlib.suppress(StreamInterrupted):
+            await answer.until_done()
+        return texts, error
+    return texts, None
+
+
+async def test_events_that_the_sdk_cannot_understand_break_the_stream_off(wire: Any) -> None:
+    """A delta of a block that there is not, or tool input that is no JSON; their content stays out of the message."""
+    delta = {"type": "content_block_delta", "index": 7, "delta": {"type": "text_delta", "text": "secret"}}
+    tool = wire.block(
+        1,
+        {"type": "tool_use", "id": "toolu_1", "name": "n", "input": {}},
+        {"type": "input_json_delta", "partial_json": '{"secret": nonsense'},
+    )
+    for bad, cause in [([delta], IndexError), (tool, ValueError)]:
+        answer = over(wire.response(wire.sse(wire.start(), *wire.text(0, "good"), *bad, *wire.end())))
+        with pytest.raises(StreamInterrupted) as caught:
+            await answer.get_final_message()
+        assert isinstance(caught.value.cause, cause)
+        assert "secret" not in str(caught.value)
+        assert caught.value.partial is not None
+        with pytest.raises(StreamInterrupted):
+            await answer.get_final_message()
+        assert answer.stop_reason == "end_turn"
+
+
+async def test_a_stream_without_its_start_fails_only_where_a_message_is_asked_for(wire: Any) -> None:
+    """The text is given as it comes; there is no message to make of it, whole or in part."""
+    answer = over(wire.response(wire.sse(*wire.text(0, "Hi"), *wire.end())))
+    assert await texts_of(answer) == (["Hi"], None)
+    with pytest.raises(RuntimeError, match="nothing of the message"):
+        await answer.get_final_message()
+    answer = over(wire.response(wire.sse(*wire.text(0, "Hi"))))
+    texts, raised = await texts_of(answer)
+    assert texts == ["Hi"]
+    assert isinstance(raised, StreamInterrupted)
+    assert raised.partial is None
+
+
+async def test_what_comes_after_the_last_event_does_not_matter(wire: Any) -> None:
+    """A message that is complete stays so, whatever becomes of the connection."""
+    broken = httpx2.RemoteProtocolError("dropped")
+    answer = over(wire.response(wire.sse(*wire.recorded), wire.sse({"type": "error"}), broken))
+    assert await texts_of(answer) == (wire.texts, None)
+    assert answer.complete
+    assert (await answer.get_final_message()).stop_reason == "tool_use"
+
+
+# Facts on the way
+
+
+async def test_usage_and_reason_are_known_as_they_come(wire: Any) -> None:
+    """Input tokens from the start on, output tokens and the stop reason at the end; ids from the headers."""
+    head, tail = wire.sse(wire.start(), *wire.text(0, "Hi")), wire.sse(*wire.end())
+    answer = over(wire.response(head, tail))
+    assert (answer.request_id, answer.workspace_id) == ("req_1", "ws_1")
+    assert answer.usage == Usage()
+    assert repr(answer) == "<Stream req_1, open>"
+    with pytest.raises(RuntimeError, match="nothing of the message"):
+        _ = answer.current_message_snapshot
+    assert await anext(answer.text_stream) == "Hi"
+    assert answer.current_message_snapshot.content[0].text == "Hi"  # type: ignore[union-attr]
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.stop_reason) == (25, 1, None)
+    await answer.until_done()
+    assert (answer.usage.output_tokens, answer.usage.thinking_tokens, answer.stop_reason) == (15, 4, "end_turn")
+    assert not answer.usage.estimated
+    assert repr(answer) == "<Stream req_1, complete>"
+
+
+async def test_a_message_without_text_says_which_blocks_it_has(wire: Any) -> None:
+    """As in the SDK, asking for text where there is none is an error."""
+    tool = wire.block(0, {"type": "tool_use", "id": "toolu_1", "name": "n", "input": {}})
+    with pytest.raises(RuntimeError, match="tool_use"):
+        await over(wire.response(wire.sse(wire.start(), *tool, *wire.end()))).get_final_text()
+    with pytest.raises(RuntimeError, match="none"):
+        await over(wire.response(wire.sse(wire.start(), *wire.end()))).get_final_text()
+
+
+class City(BaseModel):
+    name: str
+
+
+async def test_structured_output_is_parsed_as_the_sdk_does(wire: Any) -> None:
+    """`output_format` gives `parsed_output`, in the message and in the events."""
+    claude = wire.client(wire.sse(wire.start(), *wire.text(0, '{"name": ', '"Bern"}'), *wire.end()))
+    async with claude.messages.stream(**PARAMS, output_format=City) as theirs:
+        wanted = [event async for event in theirs]
+    async with stream(claude, **PARAMS, output_format=City) as ours:
+        events = [event async for event in ours]
+        message = await ours.get_final_message()
+    assert message.parsed_output == City(name="Bern")
+    assert all(same(event, want) for event, want in zip(events, wanted, strict=True))
+
+
+async def test_text_that_is_no_structured_output_raises_as_in_the_sdk(wire: Any) -> None:
+    """The answer came whole, so it is no interruption: pydantic's error comes, as often as it is asked."""
+    claude = wire.client(wire.sse(wire.start(), *wire.text(0, "no city"), *wire.end()))
+    async with stream(claude, **PARAMS, output_format=City) as ours:
+        for _ in range(2):
+            with pytest.raises(ValidationError):
+                await ours.get_final_message()
+
+
+# Leaving
+
+
+async def test_leaving_early_closes_the_answer(wire: Any) -> None:
+    """A loop that breaks, and the end of the block, end the request; what was read is a message still."""
+    claude = wire.client(wire.sse(*wire.recorded[:-1]), 3600.0)
+    async with stream(claude, **PARAMS) as answer:
+        async for _ in answer.text_stream:
+            break
+    assert wire.transport.bodies[0].closed
+    assert repr(answer) == "<Stream req_1, closed>"
+    assert [text async for text in answer.text_stream] == []
+    assert answer.current_message_snapshot.content[2].text == "Hello"  # type: ignore[union-attr]
+    with pytest.raises(StreamInterrupted, match="was closed"):
+        await answer.get_final_message()
+
+
+async def test_another_task_may_close_it(wire: Any, virtual_time: VirtualTime) -> None:
+    """Whoever reads then finds the stream at its end, at once; asking for the message says that it is not whole."""
+    claude = wire.client(wire.sse(wire.start(), *wire.text(0, "Hi")), 3600.0)
+    async with stream(claude, **PARAMS) as answer, anyio.create_task_group() as group:
+
+        async def stop() -> None:
+            await anyio.sleep(5)
+            await answer.close()
+
+        group.start_soon(stop)
+        assert await texts_of(answer) == (["Hi"], None)
+        assert virtual_time.now() < 6
+        with pytest.raises(StreamInterrupted, match="was closed") as caught:
+            await answer.get_final_message()
+    assert isinstance(caught.value.cause, httpx2.StreamClosed)
+
+
+async def test_a_read_that_is_cancelled_ends_the_stream(wire: Any, virtual_time: VirtualTime) -> None:
+    """The body can't be read on; that is said, and nothing is mistaken for the end."""
+    claude = wire.client(wire.sse(wire.start(), *wire.text(0, "Hi")), 3600.0)
+    async with stream(claude, **PARAMS) as answer:
+        with anyio.move_on_after(1) as scope:
+            await answer.until_done()
+        assert scope.cancelled_caught
+        with pytest.raises(StreamInterrupted, match="the connection broke off"):
+            await answer.get_final_message()
+
+
+async def test_a_simulated_drop_and_its_retry(simulator: Simulator, virtual_time: VirtualTime) -> None:
+    """Without a guard, each fault of a stream is told by its error; nothing stays open."""
+    claude: AsyncAnthropic = simulator.client(max_retries=0)
+    for fault, before in [
+        ("stream_error_before_content", True),
+        ("stream_drop_before_content", True),
+        ("stream_error_after_content", False),
+        ("stream_drop_after_content", False),
+        ("no_message_stop", False),
+        ("stall", False),
+    ]:
+        simulator.inject(fault)
+        async with stream(claude, **PARAMS) as answer:
+            _, error = await texts_of(answer)
+        assert isinstance(error, StreamInterrupted) != before, fault
+        assert isinstance(error, StreamInterrupted | anthropic.APIError)
+        assert simulator.in_flight == 0

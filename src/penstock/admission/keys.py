@@ -41,11 +41,12 @@ class Key:
     Attributes:
         name: How logs and statistics call it.
         quarantine: Holds after a 401.
+        carried: Whether the SDK client sends it by itself.
         in_flight: Requests under way with it.
         turn: What it has served, by weight.
     """
 
-    __slots__ = ("in_flight", "name", "quarantine", "quota", "secret", "turn", "weight")
+    __slots__ = ("carried", "in_flight", "name", "quarantine", "quota", "secret", "turn", "weight")
 
     def __init__(self, secret: Secret | None, quota: Quota, weight: float = 1.0) -> None:
         self.secret = secret
@@ -53,6 +54,7 @@ class Key:
         self.quota = quota
         self.weight = weight
         self.quarantine = Quarantine()
+        self.carried = secret is None
         self.in_flight = 0
         self.turn = 0.0
 

@@ -104,7 +104,24 @@ class Usage:
         usage: object = getattr(message, "usage", None)
         if not isinstance(usage, BaseModel):
             return NOTHING
-        return cls.from_mapping(_fields_of(usage))
+        fields = usage.__dict__
+        get = fields.get
+        created, details = get("cache_creation"), get("output_tokens_details")
+        if get("server_tool_use") or usage.model_extra or not isinstance(get("cache_creation_input_tokens"), int):
+            return cls.from_mapping(_fields_of(usage))
+        # What nearly every answer looks like, without the detours of what it might look like.
+        written = _positive(get("cache_creation_input_tokens"))
+        for_an_hour = _positive(getattr(created, "ephemeral_1h_input_tokens", 0))
+        return cls(
+            input_tokens=_positive(get("input_tokens")),
+            output_tokens=_positive(get("output_tokens")),
+            cache_creation_input_tokens=written,
+            cache_read_input_tokens=_positive(get("cache_read_input_tokens")),
+            cache_creation_1h_input_tokens=min(for_an_hour, written),
+            thinking_tokens=_positive(getattr(details, "thinking_tokens", 0)),
+            service_tier=_text(fields, "service_tier"),
+            speed=_text(fields, "speed"),
+        )
 
     def updated(self, delta: Mapping[str, object]) -> Usage:
         """Apply the usage of a `message_delta` event, whose counts are cumulative.
@@ -197,6 +214,11 @@ def _iterations(fields: _Fields) -> dict[str, int]:
 
 def _named(fields: _Fields, names: tuple[str, ...]) -> dict[str, int]:
     return {name: count for name in names if (count := _count(fields.get(name))) is not None}
+
+
+def _positive(value: object) -> int:
+    """The same of what was parsed, with 0 for what is no count."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _count(value: object) -> int | None:

@@ -126,8 +126,13 @@ class Admit(Middleware):
     def __repr__(self) -> str:
         return f"<Admit {self.line}, {self.pool}>"
 
-    def use_keys(self, keys: Sequence[Secret]) -> None:
-        """Set the keys, before the first request; `pool.add` and `pool.retire` change them later."""
+    def use_keys(self, keys: Sequence[Secret], *, carried: Secret | None = None) -> None:
+        """Set the keys, before the first request; `pool.add` and `pool.retire` change them later.
+
+        Args:
+            keys: To choose from; empty for what the client brings.
+            carried: The one that the SDK client sends by itself, so that its requests needn't be changed.
+        """
         options = self.options
         self.pool = KeyPool(
             keys or (None,),
@@ -136,6 +141,8 @@ class Admit(Middleware):
             rng=self._rng,
             weights=options.key_weights,
         )
+        for key in self.pool.keys:
+            key.carried = key.secret is None or (carried is not None and key.secret == carried)
         self.line = Line(self.pool, self._slots, max_queued=options.max_queued)
         self._feedback = Feedback(self.pool, scope=options.quota_scope, observers=self._observers)
 
@@ -213,7 +220,9 @@ class Admit(Middleware):
 
     async def _send(self, request: APIRequest, attempt: Attempt, key: Key, call_next: CallNext) -> Response:
         attempt.sent = True
-        return await attempt.send(_with_key(request, key.secret), call_next)
+        if key.secret is not None and not key.carried:
+            request = _with_key(request, key.secret)
+        return await attempt.send(request, call_next)
 
     async def _send_unlimited(self, request: APIRequest, attempt: Attempt, call_next: CallNext) -> Response:
         """Send what no limit of ours applies to, with the first key that may be used."""
@@ -264,10 +273,8 @@ def _slots(options: AdmitOptions) -> Slots:
     return Slots(start, floor=options.min_concurrency, ceiling=options.max_concurrency)
 
 
-def _with_key(request: APIRequest, secret: Secret | None) -> APIRequest:
+def _with_key(request: APIRequest, secret: Secret) -> APIRequest:
     """Return the request with a key of ours; the body is shared, not copied (`APIRequest.copy` copies it deeply)."""
-    if secret is None:
-        return request
     headers: dict[str, str | anthropic.Omit] = {**request.headers, "Authorization": bearer(secret), "X-Api-Key": omit}
     options = request.options.model_copy()
     options.headers = headers

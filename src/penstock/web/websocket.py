@@ -107,7 +107,7 @@ class _Forwarding:
             try:
                 final = await self._answer()
             except Exception as error:  # noqa: BLE001 - raised below, because a task group would wrap it
-                self._error = self._error or error
+                self._error = error
             group.cancel_scope.cancel()
         failure = self._left or self._error
         if failure is None:
