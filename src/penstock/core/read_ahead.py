@@ -168,7 +168,8 @@ class _Reader:
     async def close_source(self) -> None:
         """Finish the iterator, unless a read is still under way in it, which then ends it."""
         aclose = getattr(self.source, "aclose", None)
-        if aclose is not None and not self._busy:
+        # One who closes from another task (a stop button) finds the reader's own read under way, which ends it as well.
+        if aclose is not None and not self._busy and not getattr(self.source, "ag_running", False):
             await aclose()
 
     async def _read_in_background(self) -> None:

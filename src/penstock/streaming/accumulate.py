@@ -126,8 +126,7 @@ class _Feed:
                 yield self.events.popleft()
             yield _MARK
             if not self.events:
-                # The helper has swallowed the mark.
-                return
+                raise RuntimeError("the installed anthropic handles unknown events otherwise; please report it")
 
 
 class Accumulator:
@@ -163,10 +162,7 @@ class Accumulator:
         feed.events.append(
             self._sdk._process_response_data(data=data, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
         )
-        yielded: list[AnyEvent] = []
-        for event in iter(self._helper.__next__, _MARK):
-            yielded.append(event)  # noqa: PERF402 - what came before an error is needed by nobody
-        return yielded
+        return list(iter(self._helper.__next__, _MARK))
 
     @property
     def snapshot(self) -> AnyMessage | None:

@@ -60,13 +60,14 @@ def interruption(
         response: The answer.
         told: Whether the caller has been given text.
     """
-    if snapshot is None or not (told or _has_content(snapshot)):
+    if not told and (snapshot is None or not _has_content(snapshot)):
         return _as_sdk_error(cause, response.request)
-    partial = snapshot.model_copy(update={"stop_reason": None, "stop_sequence": None})
+    # Whoever keeps it must not take it for a whole answer.
+    partial = snapshot and snapshot.model_copy(update={"stop_reason": None, "stop_sequence": None})
     error = StreamInterrupted(
         f"{_what_happened(cause)} after its first content (request {response.headers.get('request-id')}). "
         "`partial` holds what came. Ask again, or ask to go on from there.",
-        partial=cast("Message | BetaMessage", partial),
+        partial=cast("Message | BetaMessage | None", partial),
         usage=usage,
         cause=cause,
     )

@@ -63,6 +63,8 @@ class StreamManager:
         self._idle_timeout_s = idle_timeout_s
         self._background = background if on_abandon == "drain" else None
         self._beta = any(_is_given(self._params.get(name, anthropic.omit)) for name in _BETA)
+        if not self._beta:
+            self._params = {name: value for name, value in self._params.items() if name not in _BETA}
         self._output_format = self._take_output_format()
         self._stream: Stream | None = None
 
@@ -94,11 +96,12 @@ class StreamManager:
             await self._stream.close()
 
     def _source(self, response: httpx2.Response, chunks: AsyncIterator[bytes] | None) -> Source:
-        if self._background is not None:
-            drained = DrainedSource(response, idle_timeout_s=self._idle_timeout_s, drain_s=_DRAIN_S, chunks=chunks)
-            if self._background.put(drained.pump):
-                return drained
-        return Source(response, idle_timeout_s=self._idle_timeout_s, chunks=chunks)
+        background, idle_timeout_s = self._background, self._idle_timeout_s
+        if background is None or not background.running:
+            return Source(response, idle_timeout_s=idle_timeout_s, chunks=chunks)
+        drained = DrainedSource(response, idle_timeout_s=idle_timeout_s, drain_s=_DRAIN_S, chunks=chunks)
+        background.put(drained.pump)
+        return drained
 
     def _take_output_format(self) -> Any:
         """Put the schema of structured output in the place of its type, as the SDK does, and return the type."""

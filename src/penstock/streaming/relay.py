@@ -182,6 +182,8 @@ async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], obj
                 if event.type == "text" and event.text:
                     mailbox.put(event.text)
                 on_event(event)
+        # Raises, if someone else has closed the stream.
+        await stream.until_done()
     except Exception as error:  # noqa: BLE001 - raised to the caller, once all text is sent
         mailbox.error = error
     finally:

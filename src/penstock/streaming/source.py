@@ -251,5 +251,5 @@ def _chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
 async def as_sse(events: AsyncIterable[BaseModel]) -> AsyncGenerator[bytes, None]:
     """Write events that the SDK has decoded from another format as server-sent events."""
     async for event in events:
-        data = event.model_dump_json(exclude_unset=True)
+        data = event.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
         yield f"event: {getattr(event, 'type', 'message')}\ndata: {data}\n\n".encode()

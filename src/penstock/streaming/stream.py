@@ -272,7 +272,8 @@ class Stream:
         run.parts.append(text)
         if self._yielded:
             self._yielded.clear()
-        self._told = True
+        if text:
+            self._told = True
         return text
 
     def _pass_unusual(self, raw: Raw) -> str | None:

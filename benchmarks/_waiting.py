@@ -1,0 +1,215 @@
+"""Who waits for whom in the line, and what a waiter costs.
+
+The rule here: order is counted in admissions, not in seconds. The line's own cost is measured on the line alone: each
+waiter is a coroutine that is resumed by hand, so that neither tasks nor the SDK are in the figure.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+import tracemalloc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from _spending import MODEL
+
+import penstock
+from penstock.admission.concurrency import Slots
+from penstock.admission.keys import KeyPool
+from penstock.admission.limits import Cost, Limits
+from penstock.admission.line import Claim, Grant, Line
+from penstock.core.secret import Secret
+from penstock.simulator import Simulator
+from penstock.testing import VirtualLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from penstock.simulator.journal import JournalEntry
+
+__all__ = ["Backlog", "Large", "backlog", "bytes_of_a_waiter", "large", "line_us"]
+
+_VIRTUAL = {"loop_factory": VirtualLoop}
+_UNBOUNDED = 1e9
+
+
+def _tokens(rng: random.Random, most: int = 2000) -> int:
+    """Mixed sizes: most requests are small, a few large."""
+    return min(int(rng.lognormvariate(math.log(150), 1.0)) + 5, most)
+
+
+# Interactive requests that meet a batch backlog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backlog:
+    """What a backlog and interactive requests did to each other.
+
+    Attributes:
+        passed: For each interactive request, the requests that were admitted between its arrival and its own admission.
+        waits_s: How long each waited to be sent.
+        batch_share: Of the input tokens, while both had work waiting.
+    """
+
+    passed: list[int]
+    waits_s: list[float]
+    batch_share: float
+
+
+def backlog(*, waiting: int, urgent: int, flood: int, seed: int) -> Backlog:
+    """Let interactive requests meet a standing backlog, first one now and then, and then a flood of them."""
+    return anyio.run(_backlog, waiting, urgent, flood, seed, backend_options=_VIRTUAL)
+
+
+async def _backlog(waiting: int, urgent: int, flood: int, seed: int) -> Backlog:
+    rng = random.Random(seed)
+    simulator = Simulator(input_tokens_per_minute=600_000, burst_s=6, latency_s=0.5, seed=seed)
+    arrivals: dict[str, tuple[int, float]] = {}
+
+    async def ask(claude: penstock.Client, mark: str) -> None:
+        if mark.startswith("urgent"):
+            arrivals[mark] = simulator.statistics().requests, anyio.current_time()
+        messages: Any = [{"role": "user", "content": f"{mark} {'word' * _tokens(rng)}"}]
+        with penstock.labels(priority="batch" if mark == "batch" else "interactive"):
+            await claude.messages.create(model=MODEL, max_tokens=100, messages=messages)
+
+    async with (
+        simulator.client() as sdk,
+        penstock.Client(sdk=sdk, log=False, concurrency=512, deadline_s=1e6) as claude,
+        anyio.create_task_group() as group,
+    ):
+        for _ in range(waiting):
+            group.start_soon(ask, claude, "batch")
+        await anyio.sleep(10)
+        for number in range(urgent):
+            group.start_soon(ask, claude, f"urgent-{number}")
+            await anyio.sleep(rng.expovariate(2.0))
+        for _ in range(flood):
+            group.start_soon(ask, claude, "flood")
+        await anyio.sleep(0.5)
+        began = simulator.statistics().requests
+        while len({priority for flows in _waiting(claude) for priority, _ in flows}) > 1:
+            ended = simulator.statistics().requests
+            await anyio.sleep(0.1)
+        group.cancel_scope.cancel()
+    served = {_mark(entry): entry for entry in simulator.journal if entry.status == 200}
+    both = [entry for entry in simulator.journal if began < entry.number <= ended and entry.status == 200]
+    batch = sum(entry.input_tokens for entry in both if _mark(entry) == "batch")
+    return Backlog(
+        passed=[served[mark].number - before - 1 for mark, (before, _) in arrivals.items()],
+        waits_s=[served[mark].started_at - at for mark, (_, at) in arrivals.items()],
+        batch_share=batch / sum(entry.input_tokens for entry in both),
+    )
+
+
+def _waiting(claude: penstock.Client) -> list[Any]:
+    return [list(flows) for flows in claude.statistics().admission.waiting_by.values()]
+
+
+def _mark(entry: JournalEntry) -> str:
+    body: Any = entry.body
+    return str(body["messages"][0]["content"]).partition(" ")[0]
+
+
+# The largest request among many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large:
+    """How the largest request fared.
+
+    Attributes:
+        tenants: That had work waiting, each as much as it liked.
+        share_s: Time after which a service that is shared evenly, token by token, would have served it.
+        waited_s: Until it was admitted.
+    """
+
+    tenants: int
+    share_s: float
+    waited_s: float
+
+
+def large(*, waiting: int, tenants: int, seed: int) -> Large:
+    """Let one request that fills most of a bucket come last to a line of small ones of many tenants."""
+    return anyio.run(_large, waiting, tenants, seed, backend_options=_VIRTUAL)
+
+
+async def _large(waiting: int, tenants: int, seed: int) -> Large:
+    rng, per_minute, largest = random.Random(seed), 1_200_000, 100_000
+    line = _line(Limits(input_tokens_per_minute=per_minute), slots=10 * waiting)
+    waited_s = math.inf
+
+    async def enter(tenant: str, tokens: int) -> None:
+        nonlocal waited_s
+        grant = await line.enter(Claim(model_class=MODEL, cost=Cost(1, tokens, 0), tenant=tenant))
+        if tokens == largest:
+            waited_s = grant.queued_s
+        grant.allowance.settle(grant.cost, grant.cost)
+        line.leave(grant)
+        line.wake()
+
+    async with anyio.create_task_group() as group:
+        # What was in the bucket at the start is no part of anybody's share.
+        group.start_soon(enter, "first", per_minute)
+        await anyio.sleep(0)
+        for number in range(waiting - 1):
+            group.start_soon(enter, str(number % (tenants - 1)), _tokens(rng))
+        await anyio.sleep(0)
+        group.start_soon(enter, "large", largest)
+        while waited_s == math.inf:
+            await anyio.sleep(1)
+        group.cancel_scope.cancel()
+    total = min(tenants * largest, waiting * 250)
+    return Large(tenants=tenants, share_s=total / (per_minute / 60), waited_s=waited_s)
+
+
+# What a waiter costs
+
+
+def _line(limits: Limits, *, slots: int, keys: int = 2) -> Line:
+    secrets = [Secret(f"sk-{number}") for number in range(keys)]
+    pool = KeyPool(secrets, configured=lambda _: limits, balance="headroom", rng=random.Random(0))
+    return Line(pool, Slots(slots))
+
+
+class _Standing:
+    """A line in which a certain number always waits, for slots: one leaves, the first is let in, one more enters."""
+
+    def __init__(self, waiting: int, tenants: int) -> None:
+        unbounded = Limits(
+            requests_per_minute=_UNBOUNDED, input_tokens_per_minute=_UNBOUNDED, output_tokens_per_minute=_UNBOUNDED
+        )
+        self._rng = random.Random(0)
+        self._tenants = tenants
+        self._line = _line(unbounded, slots=20)
+        self._grants: list[Grant] = []
+        self.waiters: list[Coroutine[Any, Any, Grant]] = []
+        self._admitted = 0
+        while len(self._grants) < 20:
+            self._enter()
+        for _ in range(waiting):
+            self._enter()
+
+    def _enter(self) -> None:
+        """Drive a waiter to its future, where it stays, as the event loop would."""
+        tenant = str(self._rng.randrange(self._tenants))
+        claim = Claim(model_class=MODEL, cost=Cost(1, _tokens(self._rng), 100), tenant=tenant)
+        waiter = self._line.enter(claim)
+        try:
+            waiter.send(None)
+        except StopIteration as admitted:
+            self._grants.append(admitted.value)
+        else:
+            self.waiters.append(waiter)
+
+    def turn(self) -> None:
+        """Let one leave, one in, and one more come."""
+        grant = self._grants.pop()
+        grant.allowance.settle(grant.cost, grant.cost)
+        self._line.leave(grant)
+        self._line.wake()
+        self._enter()
