@@ -21,8 +21,8 @@ from _server import HEADERS, MESSAGE, USAGE
 __all__ = ["text_of"]
 
 _WORDS = (
-    "Backpressure keeps a fast producer from flooding a slow consumer.\n\nA bounded queue sits between the two; when it "
-    'is "full", the producer waits — instead of piling up work that nobody can take. '
+    "Backpressure keeps a fast producer from flooding a slow consumer.\n\nA bounded queue sits between the two; when "
+    'it is "full", the producer waits — instead of piling up work that nobody can take. '
 )
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _HEAD = (

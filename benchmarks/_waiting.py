@@ -6,6 +6,7 @@ waiter is a coroutine that is resumed by hand, so that neither tasks nor the SDK
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import random
@@ -27,7 +28,7 @@ from penstock.simulator import Simulator
 from penstock.testing import VirtualLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from penstock.simulator.journal import JournalEntry
 
@@ -35,6 +36,8 @@ __all__ = ["Backlog", "Large", "backlog", "bytes_of_a_waiter", "large", "line_us
 
 _VIRTUAL = {"loop_factory": VirtualLoop}
 _UNBOUNDED = 1e9
+# Admissions in one turn of the event loop, whose own cost is so spread over them.
+_AT_ONCE = 20
 
 
 def _tokens(rng: random.Random, most: int = 2000) -> int:
@@ -123,25 +126,24 @@ class Large:
     """How the largest request fared.
 
     Attributes:
-        tenants: That had work waiting, each as much as it liked.
-        share_s: Time after which a service that is shared evenly, token by token, would have served it.
+        share_s: After so long a service shared token by token, and first in, first out within a tenant, would have
+            served all of it.
         waited_s: Until it was admitted.
     """
 
-    tenants: int
     share_s: float
     waited_s: float
 
 
 def large(*, waiting: int, tenants: int, seed: int) -> Large:
-    """Let one request that fills most of a bucket come last to a line of small ones of many tenants."""
+    """Put a request that takes two thirds of the bucket in the middle of a line of small ones."""
     return anyio.run(_large, waiting, tenants, seed, backend_options=_VIRTUAL)
 
 
 async def _large(waiting: int, tenants: int, seed: int) -> Large:
-    rng, per_minute, largest = random.Random(seed), 1_200_000, 100_000
-    line = _line(Limits(input_tokens_per_minute=per_minute), slots=10 * waiting)
-    waited_s = math.inf
+    rng, per_minute, largest = random.Random(seed), 30_000, 20_000
+    line = _line(Limits(input_tokens_per_minute=per_minute), slots=waiting + 1, keys=1)
+    before, waited_s = 0, math.inf
 
     async def enter(tenant: str, tokens: int) -> None:
         nonlocal waited_s
@@ -152,64 +154,112 @@ async def _large(waiting: int, tenants: int, seed: int) -> Large:
         line.leave(grant)
         line.wake()
 
+    # What was in the bucket at the start is no part of anybody's share.
+    await enter("first", per_minute)
     async with anyio.create_task_group() as group:
-        # What was in the bucket at the start is no part of anybody's share.
-        group.start_soon(enter, "first", per_minute)
-        await anyio.sleep(0)
-        for number in range(waiting - 1):
-            group.start_soon(enter, str(number % (tenants - 1)), _tokens(rng))
-        await anyio.sleep(0)
-        group.start_soon(enter, "large", largest)
+        for number in range(waiting):
+            tokens = largest if number == waiting // 2 else _tokens(rng)
+            before += tokens if number <= waiting // 2 else 0
+            group.start_soon(enter, "large" if tenants > 1 and tokens == largest else str(number % tenants), tokens)
         while waited_s == math.inf:
             await anyio.sleep(1)
         group.cancel_scope.cancel()
-    total = min(tenants * largest, waiting * 250)
-    return Large(tenants=tenants, share_s=total / (per_minute / 60), waited_s=waited_s)
+    share = before if tenants == 1 else (tenants + 1) * largest
+    return Large(share_s=share / (per_minute / 60), waited_s=waited_s)
 
 
 # What a waiter costs
 
 
-def _line(limits: Limits, *, slots: int, keys: int = 2) -> Line:
-    secrets = [Secret(f"sk-{number}") for number in range(keys)]
-    pool = KeyPool(secrets, configured=lambda _: limits, balance="headroom", rng=random.Random(0))
-    return Line(pool, Slots(slots))
+def line_us(*, waiting: int, tenants: int, admissions: int) -> float:
+    """Return the CPU that one admission takes of a line where so many wait: to come, be let in, and leave."""
+    return anyio.run(_line_us, waiting, tenants, admissions)
+
+
+def bytes_of_a_waiter(*, waiting: int, tenants: int) -> float:
+    """Return the memory that one waiter takes."""
+    return anyio.run(_bytes_of_a_waiter, waiting, tenants)
+
+
+async def _line_us(waiting: int, tenants: int, admissions: int) -> float:
+    standing = _Standing(waiting, tenants)
+    await standing.turn()
+    gc.collect()
+    gc.freeze()
+    turns = admissions // _AT_ONCE
+    before = time.process_time()
+    for _ in range(turns):
+        await standing.turn()
+    used = time.process_time() - before
+    gc.unfreeze()
+    standing.end()
+    return used * 1e6 / (turns * _AT_ONCE)
+
+
+async def _bytes_of_a_waiter(waiting: int, tenants: int) -> float:
+    standing = _Standing(0, tenants)
+    gc.collect()
+    tracemalloc.start()
+    for _ in range(waiting):
+        standing.enter()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    standing.end()
+    return taken / waiting
 
 
 class _Standing:
-    """A line in which a certain number always waits, for slots: one leaves, the first is let in, one more enters."""
+    """A line in which a certain number always waits: some leave, as many are let in, and as many come."""
 
     def __init__(self, waiting: int, tenants: int) -> None:
-        unbounded = Limits(
-            requests_per_minute=_UNBOUNDED, input_tokens_per_minute=_UNBOUNDED, output_tokens_per_minute=_UNBOUNDED
-        )
         self._rng = random.Random(0)
         self._tenants = tenants
-        self._line = _line(unbounded, slots=20)
+        limits = dict.fromkeys(Limits.model_fields, _UNBOUNDED)
+        self._line = _line(Limits(**limits), slots=_AT_ONCE, keys=2)
         self._grants: list[Grant] = []
-        self.waiters: list[Coroutine[Any, Any, Grant]] = []
-        self._admitted = 0
-        while len(self._grants) < 20:
-            self._enter()
-        for _ in range(waiting):
-            self._enter()
+        self._waiters: dict[asyncio.Future[Any], Coroutine[Any, Any, Grant]] = {}
+        self._let_in: list[asyncio.Future[Any]] = []
+        for _ in range(_AT_ONCE + waiting):
+            self.enter()
 
-    def _enter(self) -> None:
-        """Drive a waiter to its future, where it stays, as the event loop would."""
-        tenant = str(self._rng.randrange(self._tenants))
-        claim = Claim(model_class=MODEL, cost=Cost(1, _tokens(self._rng), 100), tenant=tenant)
+    def enter(self) -> None:
+        """Drive a waiter to its future, where it stays; those for whom there is a slot don't wait."""
+        claim = Claim(
+            model_class=MODEL, cost=Cost(1, _tokens(self._rng), 100), tenant=str(self._rng.randrange(self._tenants))
+        )
         waiter = self._line.enter(claim)
         try:
-            waiter.send(None)
-        except StopIteration as admitted:
-            self._grants.append(admitted.value)
-        else:
-            self.waiters.append(waiter)
+            future = waiter.send(None)
+        except StopIteration as let_in:
+            self._grants.append(let_in.value)
+            return
+        future.add_done_callback(self._let_in.append)
+        self._waiters[future] = waiter
 
-    def turn(self) -> None:
-        """Let one leave, one in, and one more come."""
-        grant = self._grants.pop()
-        grant.allowance.settle(grant.cost, grant.cost)
-        self._line.leave(grant)
-        self._line.wake()
-        self._enter()
+    async def turn(self) -> None:
+        """Let those who are in leave, and resume those whom the line lets in."""
+        for grant in self._grants:
+            grant.allowance.settle(grant.cost, grant.cost)
+            self._line.leave(grant)
+            self._line.wake()
+        self._grants.clear()
+        await anyio.sleep(0)
+        for future in self._let_in:
+            try:
+                self._waiters.pop(future).send(None)
+            except StopIteration as let_in:
+                self._grants.append(let_in.value)
+        self._let_in.clear()
+        for _ in self._grants:
+            self.enter()
+
+    def end(self) -> None:
+        """Leave nobody behind."""
+        for waiter in self._waiters.values():
+            waiter.close()
+
+
+def _line(limits: Limits, *, slots: int, keys: int) -> Line:
+    secrets = [Secret(f"sk-{number}") for number in range(keys)]
+    pool = KeyPool(secrets, configured=lambda _: limits, balance="headroom", rng=random.Random(0))
+    return Line(pool, Slots(slots))

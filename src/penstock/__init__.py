@@ -19,6 +19,7 @@ from penstock.errors import (
     PenstockError,
     QueueFull,
     RequestExceedsQuota,
+    StreamInterrupted,
     UnknownPrice,
 )
 from penstock.guards.admit import Admit
@@ -50,6 +51,7 @@ __all__ = [
     "Retry",
     "RetryOptions",
     "Settings",
+    "StreamInterrupted",
     "UnknownPrice",
     "deadline",
     "labels",

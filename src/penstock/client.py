@@ -23,6 +23,7 @@ from penstock.governed import SDK, governed_copy, own_sdk, sends_nothing_else
 from penstock.keys.environment import as_secret, keys_of_environment
 from penstock.lifetime import Lifetime
 from penstock.settings import Settings, SettingsFields, check_base_url
+from penstock.streaming.opening import stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
     from penstock.guards.retry import RetryStatistics
+    from penstock.streaming.opening import OnAbandon, StreamManager
 
 __all__ = ["SDK", "Client", "ClientStatistics"]
 
@@ -91,6 +93,7 @@ class Client:
         ...             model="claude-sonnet-5-5", max_tokens=200, messages=[{"role": "user", "content": "Hello"}]
         ...         )
         ...         print(message.stop_reason)
+        >>> import anyio
         >>> anyio.run(main)
         end_turn
     """
@@ -215,6 +218,44 @@ class Client:
 
         return cost(message)
 
+    # One at a time
+
+    def stream(
+        self, *, stream_idle_timeout_s: float | None = 300.0, on_abandon: OnAbandon = "close", **params: Any
+    ) -> StreamManager:
+        """Stream a message, with the names of the SDK's `messages.stream` and a fifth of its CPU for each delta.
+
+        Args:
+            stream_idle_timeout_s: Seconds that a reader waits for anything but pings, above 0; `None` for no bound.
+            on_abandon: What happens to a stream that is left early: `"close"` ends the request, and its usage is an
+                estimate; `"drain"` reads the rest in the background, so that its usage is exact.
+            **params: Of the SDK's `messages.stream`.
+
+        Raises:
+            ValueError: A bad `stream_idle_timeout_s` or `on_abandon`.
+            TypeError: An `output_format` that is not a type with a JSON schema.
+
+        Example:
+            >>> async def main() -> None:
+            ...     messages = [{"role": "user", "content": "Hello"}]
+            ...     async with (
+            ...         Client() as claude,
+            ...         claude.stream(model="claude-haiku-5-5", max_tokens=100, messages=messages) as stream,
+            ...     ):
+            ...         text = "".join([text async for text in stream.text_stream])
+            ...         print(text == await stream.get_final_text())
+            >>> import anyio
+            >>> anyio.run(main)
+            True
+        """
+        return stream(
+            self.sdk,
+            stream_idle_timeout_s=stream_idle_timeout_s,
+            on_abandon=on_abandon,
+            background=self._background,
+            **params,
+        )
+
     # Many at once
 
     def fan_out(
@@ -253,6 +294,7 @@ class Client:
             ...         claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results,
             ...     ):
             ...         print(sorted([result.custom_id async for result in results if result.ok]))
+            >>> import anyio
             >>> anyio.run(main)
             ['0', '1']
         """
@@ -281,6 +323,7 @@ class Client:
             >>> async def main() -> None:
             ...     async with Client() as claude:
             ...         print([result.ok for result in await claude.map(["One?", "Two?"], model="claude-haiku-5-5")])
+            >>> import anyio
             >>> anyio.run(main)
             [True, True]
         """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import anyio.lowlevel
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
 
 Part: TypeAlias = "bytes | float | Exception"
 HEADERS = {"content-type": "text/event-stream; charset=utf-8", "request-id": "req_1", "anthropic-workspace-id": "ws_1"}
@@ -23,12 +25,14 @@ def sse(*events: dict[str, Any], end: str = "\n") -> bytes:
 
 
 def start(**fields: Any) -> dict[str, Any]:
+    """How a message begins."""
     usage = {"input_tokens": 25, "cache_read_input_tokens": 3, "output_tokens": 1}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-5-5", "content": []}
     return {"type": "message_start", "message": {**message, "stop_reason": None, "usage": usage, **fields}}
 
 
 def block(index: int, content: dict[str, Any], *deltas: dict[str, Any]) -> list[dict[str, Any]]:
+    """A content block: its start, its deltas, its end."""
     return [
         {"type": "content_block_start", "index": index, "content_block": content},
         *[{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas],
@@ -37,10 +41,12 @@ def block(index: int, content: dict[str, Any], *deltas: dict[str, Any]) -> list[
 
 
 def text(index: int, *parts: str) -> list[dict[str, Any]]:
+    """A block of text."""
     return block(index, {"type": "text", "text": ""}, *[{"type": "text_delta", "text": part} for part in parts])
 
 
 def end(stop_reason: str = "end_turn", **fields: Any) -> list[dict[str, Any]]:
+    """How a message ends."""
     usage = {"output_tokens": 15, "output_tokens_details": {"thinking_tokens": 4}}
     delta = {"stop_reason": stop_reason, "stop_sequence": None}
     return [{"type": "message_delta", "delta": delta, "usage": usage, **fields}, {"type": "message_stop"}]
@@ -59,7 +65,13 @@ RESULT = {
     "type": "web_search_tool_result",
     "tool_use_id": "srvtoolu_1",
     "content": [
-        {"type": "web_search_result", "url": "https://a.example", "title": "A", "encrypted_content": "x", "page_age": None}
+        {
+            "type": "web_search_result",
+            "url": "https://a.example",
+            "title": "A",
+            "encrypted_content": "x",
+            "page_age": None,
+        }
     ],
 }
 RECORDED: list[dict[str, Any]] = [
@@ -115,7 +127,12 @@ BETA: list[dict[str, Any]] = [
             "trigger": {"type": "refusal", "category": None},
         },
     ),
-    *block(2, MCP, {"type": "input_json_delta", "partial_json": '{"a"'}, {"type": "input_json_delta", "partial_json": ": 1}"}),
+    *block(
+        2,
+        MCP,
+        {"type": "input_json_delta", "partial_json": '{"a"'},
+        {"type": "input_json_delta", "partial_json": ": 1}"},
+    ),
     *block(3, {"type": "mcp_tool_result", "tool_use_id": "mcptoolu_1", "is_error": False, "content": []}),
     *text(4, "Hi", " there"),
     *end(context_management={"applied_edits": []}),
@@ -184,6 +201,5 @@ class Wire:
 
 @pytest.fixture(scope="session")
 def wire() -> Wire:
+    """Streams, and clients and responses that they come from."""
     return Wire()
-
-

@@ -29,7 +29,9 @@ def test_the_sdks_helpers_are_made_as_ever() -> None:
 
 def test_the_sdks_stream_makes_its_events_as_ever() -> None:
     """Canary: the accumulator makes each event of its data by the same method with the same arguments."""
-    assert "process_data(data=sse.json(), cast_to=cast_to, response=response)" in inspect.getsource(AsyncStream.__stream__)
+    assert "process_data(data=sse.json(), cast_to=cast_to, response=response)" in inspect.getsource(
+        AsyncStream.__stream__
+    )
     parameters = inspect.signature(SDK._process_response_data).parameters
     assert list(parameters) == ["data", "cast_to", "response"]
     for union in (RawMessageStreamEvent, BetaRawMessageStreamEvent):

@@ -27,6 +27,7 @@ class City(BaseModel):
 
 
 def names(method: Any) -> set[str]:
+    """The names of a method's parameters."""
     return set(inspect.signature(method).parameters)
 
 

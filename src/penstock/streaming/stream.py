@@ -325,16 +325,17 @@ class Stream:
         inbox.over = True
         inbox.cause = inbox.cause or cause
         inbox.events.clear()
-        self._raise_failure()
-        raise cause
+        raise self._failure_for(inbox.cause)
 
     def _raise_failure(self) -> None:
         """Raise what has ended the stream, if that was not its last event."""
-        cause = self._inbox.cause
-        if self._failure is None and cause is not None:
+        if self._inbox.cause is not None:
+            raise self._failure_for(self._inbox.cause)
+
+    def _failure_for(self, cause: Exception) -> Exception:
+        if self._failure is None:
             self._failure = self._interruption(cause)
-        if self._failure is not None:
-            raise self._failure
+        return self._failure
 
     def _interruption(self, cause: Exception) -> Exception:
         accumulator, passed = self._accumulated, self._passed
