@@ -43,7 +43,7 @@ def test_events_go_through_one_by_one(wire: Any) -> None:
     """Each event gives what belongs to it at once, before and after the start; the mark stays inside."""
     accumulator = Accumulator(SDK, wire.response(), beta=False)
     assert [event.type for event in accumulator.feed({"type": "a_new_event"})] == ["a_new_event"]
-    assert accumulator.snapshot is None
+    assert not accumulator.snapshot
     events = [wire.start(), *wire.text(0, "Hi"), *wire.end()]
     kinds = [[event.type for event in accumulator.feed(data)] for data in events]
     assert kinds == [
@@ -54,8 +54,9 @@ def test_events_go_through_one_by_one(wire: Any) -> None:
         ["message_delta"],
         ["message_stop"],
     ]
-    assert accumulator.snapshot is not None
-    assert accumulator.snapshot.stop_reason == "end_turn"
+    message = accumulator.snapshot
+    assert message
+    assert message.stop_reason == "end_turn"
 
 
 def test_an_sdk_that_swallows_the_mark_is_noticed(wire: Any) -> None:

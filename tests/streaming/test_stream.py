@@ -292,7 +292,7 @@ async def test_large_tiny_and_odd_deltas_arrive_as_they_are(wire: Any) -> None:
 
 
 async def test_an_error_after_content_comes_after_all_text(wire: Any) -> None:
-    """An `error` event in the same chunk as text: the text first, then `StreamInterrupted` with all there is to know."""
+    """An `error` event in the same chunk as text: the text first, then `StreamInterrupted` with what is known."""
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}, "request_id": "req_1"}
     body = wire.sse(wire.start(), *wire.text(0, "Hel", "lo")[:-1], error, *wire.text(1, "never"))
     answer = over(wire.response(body, wire.sse(*wire.text(2, "never"))))
