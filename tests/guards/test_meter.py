@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.guards.meter import Durations, Meter
+from penstock.core.durations import Durations
+from penstock.guards.meter import Meter
 
 if TYPE_CHECKING:
     from penstock.simulator import Simulator

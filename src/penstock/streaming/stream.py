@@ -164,6 +164,9 @@ class Stream:
 
     async def __anext__(self) -> AnyEvent:
         """Wait for the next event."""
+        if self._passed:
+            # The text has gone on since.
+            self._yielded.clear()
         while not self._yielded:
             if not await self._more():
                 raise StopAsyncIteration
@@ -258,35 +261,33 @@ class Stream:
             data: Any = from_json(raw[_PREFIX:])
             delta = data["delta"]
             text = delta["text"]
-            if delta["type"] == "text_delta" and isinstance(text, str):
-                return self._pass_text(data["index"], text)
+            index = data["index"]
+            if delta["type"] != "text_delta" or not isinstance(text, str):
+                return None
         except (ValueError, LookupError, TypeError):
-            pass
-        return None
+            return None
+        self._run_for(index).append(text)
+        return text
 
-    def _pass_text(self, index: object, text: str) -> str:
+    def _run_for(self, index: object) -> list[str]:
+        """Return where the text of a block is kept."""
         run = self._run
         if run is None or run.index != index:
             run = self._run = Run(index, "text_delta")
             self._passed.append(run)
-        run.parts.append(text)
-        if self._yielded:
-            self._yielded.clear()
-        if text:
-            self._told = True
-        return text
+        return run.parts
 
     def _pass_unusual(self, raw: Raw) -> str | None:
         data = data_of(raw)
         run = None if data is None else run_of(data)
         if run is not None and run.kind == "text_delta":
-            return self._pass_text(run.index, run.parts[0])
+            self._run_for(run.index).append(run.parts[0])
+            return run.parts[0]
         return self._pass_other(raw)
 
     def _pass_other(self, raw: Raw) -> str | None:
         self._passed.append(raw)
         self._run = None
-        self._yielded.clear()
         return None
 
     # What becomes of what has passed
@@ -300,8 +301,12 @@ class Stream:
     def _catch_up(self) -> None:
         """Have all that has passed accumulated."""
         if self._passed:
-            passed, self._passed, self._run = self._passed, [], None
-            self._accumulate(passed, None)
+            self._accumulate(self._take_passed(), None)
+
+    def _take_passed(self) -> list[Raw | Run]:
+        passed, self._passed, self._run = self._passed, [], None
+        self._told = self._told or any(isinstance(event, Run) and any(event.parts) for event in passed)
+        return passed
 
     def _accumulate(self, events: Iterable[Raw | Run], yielded: deque[AnyEvent] | None) -> None:
         accumulator = self._accumulated
@@ -338,8 +343,7 @@ class Stream:
         return self._failure
 
     def _interruption(self, cause: Exception) -> Exception:
-        accumulator, passed = self._accumulated, self._passed
-        self._passed = []
+        accumulator, passed = self._accumulated, self._take_passed()
         # What can't be understood is left out of what came; the caller is told of the first cause.
         with contextlib.suppress(Exception):
             for data in merged(passed):
