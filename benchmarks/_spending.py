@@ -2,8 +2,8 @@
 
 The rule here: the simulator's own accounts are the measure, not the client's. What is *possible* is what all quotas
 together can grant: rate × time + the initial burst. The least time for a run is the time after which that covers
-everything the run took. A run's time is counted from the first arrival at the simulator to the arrival of the last
-request that was answered, because the time of that last answer is the model's; with it, the figure is given too.
+everything that was taken. A run's time is counted from the first arrival at the simulator to the last arrival of a
+request that was answered: how long that last answer takes is up to the model. With it, the figure is given too.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import math
 import random
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import anthropic
 import anyio
 
 import penstock
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from penstock.simulator.limits import QuotaState
+    from penstock.simulator.limits import BucketLevel, QuotaState
 
 __all__ = ["MODEL", "Outcome", "Scenario", "middle", "run"]
 
@@ -33,6 +34,8 @@ MODEL = "claude-haiku-5-5"
 MAX_TOKENS = 1500
 _BUCKETS = ("requests", "input_tokens", "output_tokens")
 _STRANGER = "stranger-"
+# What is measured is the line.
+_NEVER_OPEN = penstock.BreakerOptions(window=100_000, minimum=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class Scenario:
     streams: bool = False
     stranger: float = 0.0
     largest: int = 2000
-    concurrency: int | str = 512
+    concurrency: int | Literal["adaptive"] = 512
 
     def told(self, factor: float = 1.0) -> Scenario:
         """Return the same with the limits, times `factor`, configured."""
@@ -115,7 +118,8 @@ class Outcome:
 
 def middle(outcomes: Sequence[Outcome], name: str) -> float:
     """Return the median of one figure."""
-    return median(getattr(outcome, name) for outcome in outcomes)
+    figures: list[float] = [getattr(outcome, name) for outcome in outcomes]
+    return median(figures)
 
 
 def run(scenario: Scenario, *, seed: int) -> Outcome:
@@ -139,7 +143,9 @@ def _simulator(scenario: Scenario, made: list[int], seed: int) -> tuple[Simulato
         return made[int(body["messages"][0]["content"].partition(" ")[0])]
 
     simulator = Simulator(
-        **scenario.per_minute,
+        requests_per_minute=scenario.per_minute.get("requests_per_minute"),
+        input_tokens_per_minute=scenario.per_minute.get("input_tokens_per_minute"),
+        output_tokens_per_minute=scenario.per_minute.get("output_tokens_per_minute"),
         burst_s=scenario.burst_s,
         latency_s=scenario.latency_s,
         tokens_per_s=scenario.tokens_per_s,
@@ -158,7 +164,12 @@ async def _run(scenario: Scenario, seed: int) -> Outcome:
     async with (
         simulator.client(api_key=keys[0]) as sdk,
         penstock.Client(
-            sdk=sdk, api_keys=keys, limits=scenario.configured, concurrency=scenario.concurrency, log=False
+            sdk=sdk,
+            api_keys=keys,
+            limits=scenario.configured,
+            concurrency=scenario.concurrency,
+            breaker=_NEVER_OPEN,
+            log=False,
         ) as claude,
         anyio.create_task_group() as others,
     ):
@@ -204,8 +215,6 @@ async def _stranger(simulator: Simulator, key: str, per_minute: float) -> None:
 
 
 async def _one(sdk: AsyncAnthropic) -> None:
-    import anthropic  # noqa: PLC0415
-
     try:
         await sdk.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": "0 Hello"}])
     except anthropic.RateLimitError:
@@ -229,7 +238,7 @@ def _account(simulator: Simulator, scenario: Scenario, answered: int) -> Outcome
 
 def _least_s(quotas: list[QuotaState], name: str) -> float:
     """Return the time after which all quotas together could have granted what was taken from them."""
-    buckets = [getattr(quota, name) for quota in quotas]
+    buckets: list[BucketLevel] = [getattr(quota, name) for quota in quotas]
     per_s = sum((bucket.limit_per_minute or math.inf) / 60 for bucket in buckets)
     burst = sum(bucket.capacity or 0.0 for bucket in buckets)
     return max(sum(bucket.taken for bucket in buckets) - burst, 0.0) / per_s

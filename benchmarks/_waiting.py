@@ -6,7 +6,6 @@ waiter is a coroutine that is resumed by hand, so that neither tasks nor the SDK
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import math
 import random
@@ -16,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from _spending import MODEL
+import anyio.lowlevel
 
 import penstock
+from _spending import MODEL
 from penstock.admission.concurrency import Slots
 from penstock.admission.keys import KeyPool
 from penstock.admission.limits import Cost, Limits
@@ -28,6 +28,7 @@ from penstock.simulator import Simulator
 from penstock.testing import VirtualLoop
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Coroutine
 
     from penstock.simulator.journal import JournalEntry
@@ -95,6 +96,7 @@ async def _backlog(waiting: int, urgent: int, flood: int, seed: int) -> Backlog:
             group.start_soon(ask, claude, "flood")
         await anyio.sleep(0.5)
         began = simulator.statistics().requests
+        ended = began
         while len({priority for flows in _waiting(claude) for priority, _ in flows}) > 1:
             ended = simulator.statistics().requests
             await anyio.sleep(0.1)
@@ -143,13 +145,14 @@ def large(*, waiting: int, tenants: int, seed: int) -> Large:
 async def _large(waiting: int, tenants: int, seed: int) -> Large:
     rng, per_minute, largest = random.Random(seed), 30_000, 20_000
     line = _line(Limits(input_tokens_per_minute=per_minute), slots=waiting + 1, keys=1)
-    before, waited_s = 0, math.inf
+    before, waited_s, admitted = 0, math.inf, anyio.Event()
 
     async def enter(tenant: str, tokens: int) -> None:
         nonlocal waited_s
         grant = await line.enter(Claim(model_class=MODEL, cost=Cost(1, tokens, 0), tenant=tenant))
         if tokens == largest:
             waited_s = grant.queued_s
+            admitted.set()
         grant.allowance.settle(grant.cost, grant.cost)
         line.leave(grant)
         line.wake()
@@ -161,8 +164,7 @@ async def _large(waiting: int, tenants: int, seed: int) -> Large:
             tokens = largest if number == waiting // 2 else _tokens(rng)
             before += tokens if number <= waiting // 2 else 0
             group.start_soon(enter, "large" if tenants > 1 and tokens == largest else str(number % tenants), tokens)
-        while waited_s == math.inf:
-            await anyio.sleep(1)
+        await admitted.wait()
         group.cancel_scope.cancel()
     share = before if tenants == 1 else (tenants + 1) * largest
     return Large(share_s=share / (per_minute / 60), waited_s=waited_s)
@@ -243,7 +245,7 @@ class _Standing:
             self._line.leave(grant)
             self._line.wake()
         self._grants.clear()
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         for future in self._let_in:
             try:
                 self._waiters.pop(future).send(None)

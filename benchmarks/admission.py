@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from _harness import machine, quick, settle_environment, table
 from _spending import Scenario, middle, run
 from _waiting import backlog, bytes_of_a_waiter, large, line_us
-
 from penstock.simulator import MIXED_FAULTS
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class Verdicts:
         self.missed = 0
 
     def __call__(self, *, met: bool) -> str:
+        """Note one, and return its mark."""
         self.missed += not met
         return "✓" if met else "✗"
 
@@ -149,8 +149,8 @@ def fair(seeds: range, waiting: int, verdicts: Verdicts) -> None:
 
 def costs(rounds: int, sizes: Sequence[int], admissions: int, verdicts: Verdicts) -> None:
     """Print what an admission and a waiter cost."""
-    flows = {"one tenant": lambda _: 1, "100 tenants": lambda _: 100, "each its own": lambda waiting: waiting}
-    cases = [(name, waiting, flows[name](waiting)) for name in flows for waiting in sizes]
+    names = {"one tenant": 1, "100 tenants": 100, "each its own": math.inf}
+    cases = [(name, waiting, int(min(tenants, waiting))) for name, tenants in names.items() for waiting in sizes]
     us: dict[tuple[str, int], list[float]] = {(name, waiting): [] for name, waiting, _ in cases}
     for number in range(rounds):
         for name, waiting, tenants in cases[number % len(cases) :] + cases[: number % len(cases)]:
@@ -162,7 +162,15 @@ def costs(rounds: int, sizes: Sequence[int], admissions: int, verdicts: Verdicts
         ok = mine / first <= most and (waiting != 10_000 or mine < MOST_US)
         memory = bytes_of_a_waiter(waiting=waiting, tenants=tenants)
         rows.append(
-            [name, f"{waiting:,}", f"{mine:.1f}", f"{mine / first:.2f}", f"{most:.2f}", f"{memory:,.0f}", verdicts(met=ok)]
+            [
+                name,
+                f"{waiting:,}",
+                f"{mine:.1f}",
+                f"{mine / first:.2f}",
+                f"{most:.2f}",
+                f"{memory:,.0f}",
+                verdicts(met=ok),
+            ]
         )
     header = ("tenants", "waiting", "CPU of an admission, µs", "growth", "log n", "bytes a waiter", "")
     table(f"What the line costs ({machine()})", header, rows)

@@ -133,6 +133,9 @@ class Client:
         )
 
     def __repr__(self) -> str:
+        if "_chain" not in self.__dict__:
+            # Tracebacks that show local variables show one whose settings were refused, too.
+            return "<Client not made>"
         return f"<Client {self._lifetime.state}, {len(self._chain.record.live)} calls under way>"
 
     @property

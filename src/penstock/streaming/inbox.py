@@ -7,7 +7,6 @@ error or the last event ends the stream, and what tells of usage is remembered u
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
@@ -34,7 +33,7 @@ class Inbox:
         response: The answer that it is the body of.
 
     Attributes:
-        events: What was received and not yet taken, oldest first.
+        events: What was received and not yet taken, oldest last, for `pop`; more is received only when there is none.
         splitter: Cuts the bytes into events.
         over: Whether nothing more will come.
         complete: Whether the last event has come.
@@ -44,7 +43,7 @@ class Inbox:
     __slots__ = ("_notes", "_response", "_stop_reason", "_usage", "cause", "complete", "events", "over", "splitter")
 
     def __init__(self, response: httpx2.Response) -> None:
-        self.events: deque[Raw] = deque()
+        self.events: list[Raw] = []
         self.splitter = Splitter()
         self.over = False
         self.complete = False
@@ -71,16 +70,19 @@ class Inbox:
 
     def receive(self, chunk: bytes | None) -> None:
         """Take the next bytes of the body; `None` is its end."""
+        events = self.events
         try:
             for raw in self.splitter.finish() if chunk is None else self.splitter.feed(chunk):
                 if isinstance(raw, bytes) and raw.startswith(DELTA):
-                    self.events.append(raw)
+                    events.append(raw)
                     continue
                 self._receive_other(raw)
                 if self.over:
                     return
         except InvalidStream as error:
             self.end(error)
+        finally:
+            events.reverse()
         if chunk is None:
             self.end(ended_early(self._response))
 

@@ -7,7 +7,7 @@ frame; so a slow consumer gets fewer, larger frames, and what is held is at most
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anthropic
@@ -37,11 +37,11 @@ class TextFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalFrame:
-    """The last frame of a stream that has ended as it should.
+    """The last frame of a stream that has ended as it should, or was closed by somebody else, as a stop button does.
 
     Attributes:
-        stop_reason: As the API gave it.
-        usage: Tokens that it used.
+        stop_reason: As the API gave it; `None` if the stream was closed before its end.
+        usage: Tokens that it used; estimated if it was closed.
         text_length: Characters of all text frames together, so that a consumer can tell whether it has got them all.
     """
 
@@ -122,7 +122,8 @@ async def relay(
             group.cancel_scope.cancel()
         failure = raised or mailbox.error
         if failure is None:
-            final = FinalFrame(stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length)
+            usage = stream.usage if stream.complete else replace(stream.usage, estimated=True)
+            final = FinalFrame(stop_reason=stream.stop_reason, usage=usage, text_length=mailbox.length)
             await _send(send, final, send_timeout_s)
             return final
         if raised is None:
@@ -182,8 +183,6 @@ async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], obj
                 if event.type == "text" and event.text:
                     mailbox.put(event.text)
                 on_event(event)
-        # Raises, if someone else has closed the stream.
-        await stream.until_done()
     except Exception as error:  # noqa: BLE001 - raised to the caller, once all text is sent
         mailbox.error = error
     finally:

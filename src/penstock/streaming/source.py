@@ -43,6 +43,8 @@ class Source:
         closed: Whether it was closed.
     """
 
+    __slots__ = ("_cancelling", "_chunks", "_http", "_idle_s", "_loop", "_reader", "_since", "_timer", "_why", "closed")
+
     def __init__(
         self,
         response: httpx2.Response,
@@ -156,6 +158,8 @@ class DrainedSource(Source):
         chunks: As for `Source`.
         drain_s: Seconds that the rest may take once it is left, above 0.
     """
+
+    __slots__ = ("_buffer", "_drain_s", "_left", "_news", "_over", "_scope")
 
     def __init__(
         self,

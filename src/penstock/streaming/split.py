@@ -119,12 +119,12 @@ class Splitter:
                 return []
             chunk = bytes(pending)
             pending.clear()
-        if not self.position:
-            chunk = chunk.removeprefix(_BOM)
         events = chunk.split(b"\n\n")
         rest = events.pop()
         pending += rest
         self.clean = not rest
+        if events and not self.position:
+            events[0] = events[0].removeprefix(_BOM)
         self.position += len(chunk) - len(rest)
         return events
 
@@ -136,7 +136,7 @@ class Splitter:
         """
         if self._decoder is not None:
             return self._shifted(self._decoder.finish)
-        rest = bytes(self._pending)
+        rest = bytes(self._pending if self.position else self._pending.removeprefix(_BOM))
         self._pending.clear()
         return [rest] if rest.strip(b"\n") else []
 

@@ -7,7 +7,6 @@ message only when one is asked for. A failure is told after everything that came
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
@@ -53,6 +52,20 @@ class Stream:
       brought no content at all, as any request may.
     """
 
+    __slots__ = (
+        "_accumulator",
+        "_failure",
+        "_inbox",
+        "_make_accumulator",
+        "_passed",
+        "_response",
+        "_run",
+        "_source",
+        "_text_stream",
+        "_told",
+        "_yielded",
+    )
+
     def __init__(
         self, sdk: AsyncAnthropic, response: httpx2.Response, source: Source, *, beta: bool, output_format: Any = None
     ) -> None:
@@ -64,7 +77,8 @@ class Stream:
         self._passed: list[Raw | Run] = []
         self._run: Run | None = None
         self._told = False
-        self._yielded: deque[AnyEvent] = deque()
+        # The next one last.
+        self._yielded: list[AnyEvent] = []
         self._text_stream: AsyncGenerator[str, None] | None = None
         self._failure: Exception | None = None
 
@@ -135,7 +149,7 @@ class Stream:
         while True:
             while events:
                 try:
-                    text = self._pass(events.popleft())
+                    text = self._pass(events.pop())
                 except InvalidStream as error:
                     await source.close()
                     self._break(error)
@@ -171,13 +185,14 @@ class Stream:
             if not await self._more():
                 raise StopAsyncIteration
             self._catch_up()
-            self._accumulate((self._inbox.events.popleft(),), self._yielded)
-        return self._yielded.popleft()
+            self._accumulate((self._inbox.events.pop(),), self._yielded)
+            self._yielded.reverse()
+        return self._yielded.pop()
 
     async def until_done(self) -> None:
         """Read what is left, and give none of it."""
         while await self._more():
-            self._passed += self._inbox.events
+            self._passed += reversed(self._inbox.events)
             self._inbox.events.clear()
             self._run = None
         self._yielded.clear()
@@ -308,7 +323,7 @@ class Stream:
         self._told = self._told or any(isinstance(event, Run) and any(event.parts) for event in passed)
         return passed
 
-    def _accumulate(self, events: Iterable[Raw | Run], yielded: deque[AnyEvent] | None) -> None:
+    def _accumulate(self, events: Iterable[Raw | Run], yielded: list[AnyEvent] | None) -> None:
         accumulator = self._accumulated
         try:
             for data in merged(events):
