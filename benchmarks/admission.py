@@ -167,7 +167,7 @@ def costs(rounds: int, sizes: Sequence[int], admissions: int, verdicts: Verdicts
                 f"{waiting:,}",
                 f"{mine:.1f}",
                 f"{mine / first:.2f}",
-                f"{most:.2f}",
+                f"≤ {most:.2f}",
                 f"{memory:,.0f}",
                 verdicts(met=ok),
             ]

@@ -28,7 +28,7 @@ def test_a_quick_run_judges_every_target() -> None:
         2,
     ]
     assert all("| 0 | " in line for line in judged if line.startswith(("| requests", "| input", "| output")))
-    assert sum("≤" in line or "≥" in line for line in judged) == len(judged) - 6 == 10
+    assert len(judged) == 6 + 2 + 2 + 6
 
 
 @pytest.mark.slow

@@ -129,19 +129,26 @@ async def test_a_stall_does_not_swallow_a_cancellation(wire: Any, virtual_time: 
 @asynccontextmanager
 async def pinging_server(head: bytes) -> AsyncIterator[str]:
     """A server on a real socket that begins an answer, and sends pings for ever; gives its address."""
+    stop, done = anyio.Event(), anyio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + head)
-        while not writer.is_closing():
-            writer.write(b'event: ping\ndata: {"type": "ping"}\n\n')
-            await anyio.sleep(0.005)
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + head)
+            while not (writer.is_closing() or stop.is_set()):
+                writer.write(b'event: ping\ndata: {"type": "ping"}\n\n')
+                await anyio.sleep(0.005)
+        finally:
+            writer.close()
+            done.set()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        stop.set()
+        await done.wait()
 
 
 @pytest.mark.parametrize("transport", [DefaultAioHttpClient, anthropic.DefaultAsyncHttpxClient])
