@@ -162,3 +162,8 @@ def test_without_the_servers_clock_the_local_one_has_to_do() -> None:
     told = LimitHeaders(resets={"requests": in_half_a_minute.isoformat().encode()})
     assert told.seconds_to_full("requests") == pytest.approx(30, abs=3)
     assert email.utils.parsedate_to_datetime(DATE.decode()).tzinfo is not None
+
+
+def test_a_cost_of_finite_parts_is_one_however_large_their_sum() -> None:
+    """Only the parts must be numbers; nobody adds them up."""
+    assert Cost(1e308, 1e308, 1e308).output_tokens == 1e308

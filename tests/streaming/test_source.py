@@ -319,12 +319,14 @@ async def test_without_a_background_a_stream_is_closed(simulator: Simulator) -> 
     assert [entry.outcome for entry in simulator.journal] == ["client closed"] * 2
 
 
-async def test_draining_is_bounded_by_time(wire: Any, virtual_time: VirtualTime) -> None:
+@pytest.mark.parametrize("idle_s", [None, 300])
+async def test_draining_is_bounded_by_time(wire: Any, virtual_time: VirtualTime, idle_s: float | None) -> None:
     """A stream that never ends is not drained for ever."""
     claude = wire.client(wire.sse(wire.start(), *wire.text(0, "Hi")), *[wire.sse({"type": "ping"}), 10.0] * 1000)
     async with running_background() as background:
         began = virtual_time.now()
-        async with stream(claude, **PARAMS, on_abandon="drain", background=background) as answer:
+        options: dict[str, Any] = {"background": background, "stream_idle_timeout_s": idle_s}
+        async with stream(claude, **PARAMS, on_abandon="drain", **options) as answer:
             async for _ in answer.text_stream:
                 break
         assert not answer.response.is_closed
