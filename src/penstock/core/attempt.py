@@ -150,6 +150,8 @@ class Attempt:
             return
         if isinstance(http.stream, httpx2.AsyncByteStream):
             http.stream = self.tap = BodyTap(http.stream, http.headers, self)
+            # For a reader who sees a failure that the transport doesn't, such as a stream of nothing but pings.
+            http.extensions["penstock_attempt"] = self
 
     async def _note_response(self, response: Response, http: httpx2.Response) -> None:
         self.status = http.status_code

@@ -71,12 +71,21 @@ class Lookout:
             if self._inflate is not None:
                 chunk = self._inflate.decompress(chunk)
             self._left -= len(chunk)
-            self.decided = any(self._decides(event) for event in self._decoder.feed(chunk)) or self._left < 0
+            self.decided = self._decided_by(chunk) or self._left < 0
         except InvalidStream as error:
             self.decided, self.error, self.failure = True, error, failure_of_exception(error)
         except zlib.error:
             # A kind of deflate that only the reader's own decoder knows, or damage that it will report.
             self.decided = True
+
+    def _decided_by(self, chunk: bytes) -> bool:
+        """Look at one event after the other, because the rest of a chunk may be the whole answer."""
+        while chunk:
+            end = chunk.find(b"\n\n") + 2
+            first, chunk = (chunk, b"") if end < 2 else (chunk[:end], chunk[end:])
+            if any(self._decides(event) for event in self._decoder.feed(first)):
+                return True
+        return False
 
     def _decides(self, event: ServerSentEvent) -> bool:
         if event.name == "error":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -91,7 +90,7 @@ class _Reader:
         chunks: Its chunks read and not yet handed on.
         over: Whether no more will come.
         error: What broke it.
-        idle: Set when no read is under way here.
+        idle: Set when the read in the background is over; `None` if there was none.
     """
 
     __slots__ = (
@@ -111,26 +110,34 @@ class _Reader:
     def __init__(self, inner: httpx2.AsyncByteStream, encoding: str, attempt: Attempt) -> None:
         self.inner = inner
         self.source: AsyncIterator[bytes] = aiter(inner)
-        self.chunks: deque[bytes] = deque()
+        # A list, and nothing made that isn't needed: thousands of streams are open at once, and a deque is 760 bytes.
+        self.chunks: list[bytes] = []
         self.over = False
         self.error: Exception | None = None
-        self.idle = anyio.Event()
+        self.idle: anyio.Event | None = None
         self._attempt = attempt
         self._lookout = Lookout(encoding)
         self._held = False
         self._busy = False
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
 
     async def read_ahead(self, hold_s: float) -> None:
         """Read until it is known how the answer begins, the body is over, or `hold_s` seconds have passed."""
-        if hold_s < math.inf and self._attempt.call.put(self._read_in_background):
+        background = self._attempt.call.background
+        if hold_s < math.inf and background is not None and background.running:
+            self.idle, self._scope = anyio.Event(), anyio.CancelScope()
+            background.put(self._read_in_background)
             self._attempt.push(self._stop)
             with anyio.move_on_after(hold_s):
                 await self.idle.wait()
-            self._held = not self.idle.is_set()
+            self._held = self.reading
         else:
             await self._read_on(anyio.current_time() + hold_s)
-            self.idle.set()
+
+    @property
+    def reading(self) -> bool:
+        """Whether a read is under way in the background."""
+        return self.idle is not None and not self.idle.is_set()
 
     def found(self, request: httpx2.Request) -> Ahead:
         """Say what reading ahead has found."""
@@ -145,7 +152,7 @@ class _Reader:
 
     def hand_back(self) -> None:
         """Have the body closed, because who should have read it has dropped it."""
-        if not (self.idle.is_set() or self._attempt.ended):
+        if self.reading and not self._attempt.ended:
             self._attempt.call.put(self.inner.aclose)
             # Last, because it raises where warnings are errors.
             warnings.warn("a response body was dropped without being closed", ResourceWarning, stacklevel=3)
@@ -153,7 +160,8 @@ class _Reader:
     async def finish_read(self) -> None:
         """Wait for the read under way."""
         try:
-            await self.idle.wait()
+            if self.idle is not None:
+                await self.idle.wait()
         except BaseException as error:
             self._attempt.note_exception(error)
             raise
@@ -175,11 +183,12 @@ class _Reader:
     async def _read_in_background(self) -> None:
         self._busy = True
         try:
-            with self._scope:
+            with self._scope or anyio.CancelScope():
                 await self._read_on(math.inf)
         finally:
             self._busy = False
-            self.idle.set()
+            if self.idle is not None:
+                self.idle.set()
 
     async def _read_on(self, until: float) -> None:
         while not (self._lookout.decided or self.over or self._held):
@@ -204,7 +213,7 @@ class _Reader:
 
     def _stop(self, _attempt: Attempt) -> None:
         """Give up the read under way, because the attempt has ended."""
-        if not self.idle.is_set():
+        if self.idle is not None and self._scope is not None and self.reading:
             self._cut()
             self._scope.cancel()
             self.idle.set()
@@ -234,9 +243,9 @@ class _Body(httpx2.AsyncByteStream):
         """Hand on the bytes as they came, and come."""
         reader = self._reader
         try:
-            while reader.chunks or not reader.idle.is_set():
+            while reader.chunks or reader.reading:
                 if reader.chunks:
-                    yield reader.chunks.popleft()
+                    yield reader.chunks.pop(0)
                 else:
                     await reader.finish_read()
             if reader.error is not None:

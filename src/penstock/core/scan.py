@@ -24,6 +24,9 @@ __all__ = ["JSONScanner", "Scanner", "StreamScanner"]
 
 _LARGEST_JSON = 32 * 1024 * 1024
 _OVERLAP = 32
+_MESSAGE = b"event: message_"
+_START = b"event: message_start"
+_ERROR = b"event: error"
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _CONTENT = (b'"text_delta"', b'"input_json_delta"', b'"thinking_delta"', b'"compaction_delta"')
 
@@ -111,26 +114,34 @@ class StreamScanner:
             self._see_head(chunk)
         # The overlap finds a mark that two chunks share. The names of events can't occur as lines in data, where line
         # breaks are escaped, but their words can: then more is kept than needed, and decoding sorts it out.
-        probe = self._overlap + chunk
+        probe = self._overlap + chunk if self._overlap else chunk
         if not self.has_content:
             self.has_content = any(mark in probe for mark in _CONTENT)
         if self._kept is not None:
             self._kept.append(chunk)
             return
-        if b"message_delta" in probe or b"message_stop" in probe or b"event: error" in probe:
-            self._kept = [probe]
-        # Never from the middle of a character, or it would be no valid text.
-        self._overlap = probe[-_OVERLAP:].lstrip(_CONTINUATION)
+        at = _last_events_in(probe)
+        if at >= 0:
+            self._kept = [probe[at:]]
+        elif probe.endswith(b"\n\n"):
+            self._overlap = b""
+        else:
+            # Never from the middle of a character, or it would be no valid text.
+            self._overlap = probe[-_OVERLAP:].lstrip(_CONTINUATION)
 
     def _see_head(self, chunk: bytes) -> None:
-        try:
-            events = self._head.feed(chunk) if self._head is not None else []
-        except InvalidStream:
-            events, self._head = [], None
-        for event in events:
-            self._take(event)
-            if event.name == "message_start":
-                self._head = None
+        """Decode one event after the other up to the first that counts: the chunk may be the whole stream."""
+        while chunk and self._head is not None:
+            end = chunk.find(b"\n\n") + 2
+            first, chunk = (chunk, b"") if end < 2 else (chunk[:end], chunk[end:])
+            try:
+                events = self._head.feed(first)
+            except InvalidStream:
+                events, self._head = [], None
+            for event in events:
+                self._take(event)
+                if event.name == "message_start":
+                    self._head = None
 
     def finish(self) -> None:
         """Decode the last events."""
@@ -165,6 +176,18 @@ class StreamScanner:
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):
             self.usage = (self.usage or Usage()).updated(cast("Mapping[str, object]", usage))
+
+
+def _last_events_in(probe: bytes) -> int:
+    """Return where the first event begins that tells of the end; -1 if there is none."""
+    at = probe.find(_MESSAGE)
+    if at >= 0 and probe.startswith(_START, at):
+        at = probe.find(_MESSAGE, at + 1)
+    if at > len(probe) - len(_START):
+        # Its name is not all there; it is in the overlap.
+        at = -1
+    error = probe.find(_ERROR) if at < 0 else probe.find(_ERROR, 0, at)
+    return at if error < 0 else error
 
 
 def _field(value: object, name: str) -> object:

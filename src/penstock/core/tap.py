@@ -69,7 +69,8 @@ class BodyTap(httpx2.AsyncByteStream):
         inner = aiter(self._inner)
         try:
             async for chunk in inner:
-                self._raise_if_closing()
+                if attempt.call.closing:
+                    self._raise_if_closing()
                 if (scanner := self._scanner) is not None:
                     self._see(scanner, chunk)
                 yield chunk
