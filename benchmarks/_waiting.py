@@ -12,6 +12,7 @@ import random
 import time
 import tracemalloc
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,7 +30,7 @@ from penstock.testing import VirtualLoop
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from penstock.simulator.journal import JournalEntry
 
@@ -184,7 +185,8 @@ def bytes_of_a_waiter(*, waiting: int, tenants: int) -> float:
 
 
 async def _line_us(waiting: int, tenants: int, admissions: int) -> float:
-    standing = _Standing(waiting, tenants)
+    # Made beforehand: what a request costs, and for whom it is, is known when it comes.
+    standing = _Standing(waiting, list(islice(_claims(tenants), waiting + admissions + 2 * _AT_ONCE)))
     await standing.turn()
     gc.collect()
     gc.freeze()
@@ -199,7 +201,7 @@ async def _line_us(waiting: int, tenants: int, admissions: int) -> float:
 
 
 async def _bytes_of_a_waiter(waiting: int, tenants: int) -> float:
-    standing = _Standing(0, tenants)
+    standing = _Standing(0, _claims(tenants))
     gc.collect()
     tracemalloc.start()
     for _ in range(waiting):
@@ -210,12 +212,17 @@ async def _bytes_of_a_waiter(waiting: int, tenants: int) -> float:
     return taken / waiting
 
 
+def _claims(tenants: int) -> Iterator[Claim]:
+    rng = random.Random(0)
+    while True:
+        yield Claim(model_class=MODEL, cost=Cost(1, _tokens(rng), 100), tenant=str(rng.randrange(tenants)))
+
+
 class _Standing:
     """A line in which a certain number always waits: some leave, as many are let in, and as many come."""
 
-    def __init__(self, waiting: int, tenants: int) -> None:
-        self._rng = random.Random(0)
-        self._tenants = tenants
+    def __init__(self, waiting: int, claims: Iterable[Claim]) -> None:
+        self._claims = iter(claims)
         limits = dict.fromkeys(Limits.model_fields, _UNBOUNDED)
         self._line = _line(Limits(**limits), slots=_AT_ONCE, keys=2)
         self._grants: list[Grant] = []
@@ -226,10 +233,7 @@ class _Standing:
 
     def enter(self) -> None:
         """Drive a waiter to its future, where it stays; those for whom there is a slot don't wait."""
-        claim = Claim(
-            model_class=MODEL, cost=Cost(1, _tokens(self._rng), 100), tenant=str(self._rng.randrange(self._tenants))
-        )
-        waiter = self._line.enter(claim)
+        waiter = self._line.enter(next(self._claims))
         try:
             future = waiter.send(None)
         except StopIteration as let_in:

@@ -116,7 +116,7 @@ def report(runs: dict[str, list[Run]], requests: int) -> None:
     for peer in PEERS:
         mine = runs.get(peer.name)
         if mine is None:
-            rows.append([peer.name, "left out" if peer.installed else "not installed", *[""] * 6])
+            rows.append([peer.name, "left out" if peer.installed else "not installed", *[""] * 7])
             continue
         answered, finished = median(len(run.answered_at) for run in mine), median(run.finished_s for run in mine)
         urgent = sorted(second for run in mine for second in run.urgent_s)
@@ -130,9 +130,10 @@ def report(runs: dict[str, list[Run]], requests: int) -> None:
                 f"{ideal_s(int(answered)) / finished:.0%}",
                 f"{urgent[len(urgent) // 2]:.2f} s",
                 f"{urgent[int(len(urgent) * 0.9)]:.2f} s",
+                f"{1 - len(urgent) / (URGENT * len(mine)):.0%}",
             ]
         )
-    header = ("who", "answered", "lost", "429s", "finished", "of the quota", "interactive, p50", "p90")
+    header = ("who", "answered", "lost", "429s", "finished", "of the quota", "interactive, p50", "p90", "lost of them")
     title = f"{requests} requests, 2 keys of 1,800 a minute ({machine()}); ideal {ideal_s(requests):.1f} s"
     table(title, header, rows)
     print("; ".join(dict.fromkeys(peer.versions for peer in PEERS if peer.installed)))
@@ -151,7 +152,8 @@ def plot(runs: dict[str, list[Run]], requests: int) -> None:
     for peer in PEERS:
         if peer.name not in runs:
             continue
-        run = sorted(runs[peer.name], key=lambda run: run.finished_s)[len(runs[peer.name]) // 2]
+        ranked = sorted(runs[peer.name], key=lambda run: (len(run.answered_at), run.finished_s))
+        run = ranked[len(ranked) // 2]
         times = sorted(run.answered_at)
         ours = peer is OURS
         axes.step(

@@ -160,8 +160,7 @@ class _Reader:
     async def finish_read(self) -> None:
         """Wait for the read under way."""
         try:
-            if self.idle is not None:
-                await self.idle.wait()
+            await cast("anyio.Event", self.idle).wait()
         except BaseException as error:
             self._attempt.note_exception(error)
             raise
@@ -183,12 +182,11 @@ class _Reader:
     async def _read_in_background(self) -> None:
         self._busy = True
         try:
-            with self._scope or anyio.CancelScope():
+            with cast("anyio.CancelScope", self._scope):
                 await self._read_on(math.inf)
         finally:
             self._busy = False
-            if self.idle is not None:
-                self.idle.set()
+            cast("anyio.Event", self.idle).set()
 
     async def _read_on(self, until: float) -> None:
         while not (self._lookout.decided or self.over or self._held):
