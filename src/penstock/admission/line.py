@@ -17,6 +17,8 @@ from penstock.admission.limits import Cost
 from penstock.errors import NoKeyAvailable, PenstockError, QueueFull
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from penstock.admission.concurrency import Slots
     from penstock.admission.keys import Choice, Key, KeyPool
     from penstock.admission.quota import ClassQuota, Mark
@@ -43,6 +45,7 @@ class Claim:
         session: Keeps to one quota while there is room.
         deadline: Time of the event loop; a cool-down known to last longer is refused at once.
         place: Where a retried request stood before.
+        estimate: Gives the cost as estimated now: what is taken at the front, where others' answers have told more.
     """
 
     model_class: str
@@ -53,6 +56,7 @@ class Claim:
     session: str | None = None
     deadline: float = math.inf
     place: Place | None = None
+    estimate: Callable[[], Cost] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -156,8 +160,8 @@ class Line:
         if claim.place is not None:
             entry = queue.put_back(waiter, claim.place)
         else:
-            cost = max(claim.cost.input_tokens + claim.cost.output_tokens, claim.cost.requests)
-            entry = queue.push(waiter, flow=(claim.priority, claim.tenant), weight=claim.weight, cost=cost)
+            flow = (claim.priority, claim.tenant)
+            entry = queue.push(waiter, flow=flow, weight=claim.weight, cost=_amount(claim.cost))
         self.waiting += 1
         if self._timer is None or queue.first() is entry:
             self.wake()
@@ -241,11 +245,15 @@ class Line:
             queue.leave(first)
             self.waiting -= 1
             return None
+        claim = waiter.claim
+        if claim.estimate is not None:
+            claim.cost = claim.estimate()
+            first.cost = _amount(claim.cost)
         try:
-            choice = self._choose(waiter.claim, now)
+            choice = self._choose(claim, now)
             if choice.key is None:
                 return choice.wait_s
-            grant = self._grant(choice.key, waiter.claim, now, None)
+            grant = self._grant(choice.key, claim, now, None)
         except PenstockError as error:
             waiter.granted.set_exception(error)
             queue.leave(first)
@@ -256,6 +264,11 @@ class Line:
             self._finish[model_class] = self._virtual + 1 / waiter.claim.weight
         self.waiting -= 1
         return None
+
+
+def _amount(cost: Cost) -> float:
+    """Return what a request counts in the line, where all that waits is measured alike."""
+    return max(cost.input_tokens + cost.output_tokens, cost.requests)
 
 
 def _refuse_hopeless(choice: Choice, left_s: float) -> None:

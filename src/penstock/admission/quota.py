@@ -89,7 +89,9 @@ class ClassQuota:
         "_informed",
         "_limits_told",
         "_number",
+        "_reserved_input",
         "_reserved_output",
+        "_synced",
         "_taken",
         "_taught",
         "_wave",
@@ -112,7 +114,9 @@ class ClassQuota:
         self.in_flight = 0
         self.ramp = Ramp()
         self._taken = dict.fromkeys(Cost.NAMES, 0.0)
+        self._reserved_input = 0.0
         self._reserved_output = 0.0
+        self._synced: set[str] = set()
         self._number = 0
         self._informed = 0
         self._limits_told: Mapping[str, float] | None = None
@@ -165,6 +169,7 @@ class ClassQuota:
             self._first_at = now
         self.in_flight += 1
         self._number += 1
+        self._reserved_input += cost.input_tokens
         self._reserved_output += cost.output_tokens
         self.ramp.admitted(now=now)
         taken = self._taken
@@ -183,6 +188,7 @@ class ClassQuota:
     def settle(self, taken: Cost, used: Cost) -> None:
         """Replace what was taken by what was used."""
         self.in_flight -= 1
+        self._reserved_input -= taken.input_tokens
         self._reserved_output -= taken.output_tokens
         for name in Cost.NAMES:
             difference: float = getattr(used, name) - getattr(taken, name)
@@ -218,11 +224,12 @@ class ClassQuota:
         Returns:
             Whether a limit changed.
         """
-        self._taught = True
         changed = self._learn_limits(headers)
         if refused_for_s is not None:
             self._learn_refusal(headers, cost, refused_for_s)
             return changed
+        # A refusal tells which bucket is empty, not what the others hold.
+        self._taught = True
         if mark.number < self._informed:
             # An answer to a later request has told more.
             return changed
@@ -257,21 +264,30 @@ class ClassQuota:
             remaining = headers.remaining.get(name)
             if remaining is not None and remaining - _ROUNDING[name] < getattr(cost, name):
                 # The cost is still taken here, and will be given back.
-                bucket.correct(at_least=-math.inf, at_most=-seconds * bucket.per_minute / 60)
+                rounding = _ROUNDING[name]
+                # It was told in whole seconds, rounded up: with large tokens a second that is much to give away.
+                missing = max((seconds - bool(rounding)) * bucket.per_minute / 60, 2 * rounding)
+                bucket.correct(at_least=-math.inf, at_most=-missing)
 
-    @staticmethod
-    def _correct(bucket: TokenBucket, begun: float, ended: float, since: float) -> None:
+    def _correct(self, bucket: TokenBucket, begun: float, ended: float, since: float) -> None:
         """Move a bucket into the range that an answer leaves possible.
 
         The API may have counted when it began the answer or when it ended it; ours, other processes' and what is on its
         way are told apart by neither. So the bucket is corrected only where both readings agree that it is wrong.
         """
-        rounding, most = _ROUNDING[bucket.name], max(begun, ended)
+        name, rounding, most = bucket.name, _ROUNDING[bucket.name], max(begun, ended)
+        if name not in self._synced:
+            # The first answer corrects a mere guess: to the careful side too.
+            self._synced.add(name)
+            most = min(begun, ended) if rounding else ended
         if bucket.available > most + rounding:
             # To the careful side: a bias of half a thousand tokens would be refused again and again.
             bucket.correct(at_least=-math.inf, at_most=most - rounding)
         else:
-            bucket.correct(at_least=min(begun, ended - max(since, 0.0)) - rounding, at_most=math.inf)
+            # Input under way has been taken as estimated here, as it is there: what will be given back must not be
+            # counted twice. A level that is too low costs its difference once; one too high is refused each time.
+            unsure = self._reserved_input if name == "input_tokens" else 0.0
+            bucket.correct(at_least=min(begun, ended - max(since, 0.0)) - unsure - rounding, at_most=math.inf)
 
     def _learn_limits(self, headers: LimitHeaders) -> bool:
         changed = False
@@ -307,7 +323,10 @@ class ClassQuota:
             return
         holds = remaining + (seconds_to_full + _RESET_ERROR_S) * bucket.per_minute / 60
         if 0 < holds < _AS_GOOD_AS * bucket.capacity:
+            # That it holds less than was thought doesn't mean that more was taken from it.
+            available = bucket.available
             bucket.change(per_minute=bucket.per_minute, capacity=max(holds, 1.0))
+            bucket.correct(at_least=available, at_most=bucket.capacity)
 
     def _bounded(self, name: str, limit: float | None) -> float | None:
         if not limit:

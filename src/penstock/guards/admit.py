@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import anthropic
@@ -33,7 +34,7 @@ from penstock.core.secret import Secret, bearer
 from penstock.errors import AdmissionTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from penstock.admission.fair_queue import Place
     from penstock.admission.keys import Key
@@ -176,29 +177,32 @@ class Admit(Middleware):
         if call.kind is RequestKind.MESSAGES:
             model_class, size = call.model_class, size_of(body, call.model)
             self._models.setdefault(model_class, call.model)
-            cost = self.estimator.cost(call.model, size, body.get("max_tokens"))
+            estimate = partial(self.estimator.cost, call.model, size, body.get("max_tokens"))
         else:
-            model_class, size, cost = _COUNT_TOKENS, Size(0), Cost(1)
-        grant = await self._wait(call, self._claim(call, model_class, cost, body))
+            model_class, size, estimate = _COUNT_TOKENS, Size(0), None
+        grant = await self._wait(call, self._claim(call, model_class, estimate, body))
         call.place = grant.place
         attempt.queued_s = grant.queued_s
         attempt.key = grant.key.name
         self._waits.add(grant.queued_s)
         return _Reservation(self, grant, model_class, size)
 
-    def _claim(self, call: Call, model_class: str, cost: Cost, body: Mapping[str, object]) -> Claim:
+    def _claim(
+        self, call: Call, model_class: str, estimate: Callable[[], Cost] | None, body: Mapping[str, object]
+    ) -> Claim:
         options, labels = self.options, call.labels
         tenant = labels.get(options.fair_by) or _user_of(body)
         priority = labels.get("priority", "default")
         return Claim(
             model_class=model_class,
-            cost=cost,
+            cost=Cost(1) if estimate is None else estimate(),
             priority=priority,
             tenant=tenant,
             weight=self._priorities[priority] * options.tenant_weights.get(tenant, 1.0),
             session=labels.get("session"),
             deadline=call.deadline,
             place=cast("Place | None", call.place),
+            estimate=estimate,
         )
 
     async def _wait(self, call: Call, claim: Claim) -> Grant:
