@@ -103,7 +103,8 @@ class BreakerMachine(RuleBasedStateMachine):
         else:
             self.outcomes.append(failed)
             last = self.outcomes[-self.WINDOW :]
-            if len(last) >= self.MINIMUM and sum(last) / len(last) >= self.SHARE:
+            begun = max(len(last), min(len(last) + len(self.under_way()), self.WINDOW))
+            if len(last) >= self.MINIMUM and sum(last) / begun >= self.SHARE:
                 self.change("open")
 
     def places_taken(self) -> int:
@@ -195,6 +196,20 @@ def test_a_share_that_binary_fractions_cannot_hold_is_reached_exactly() -> None:
         passage = breaker.enter(0.0)
         assert passage is not None
         breaker.leave(passage, failed=number < 3, now=0.0)
+    assert breaker.state == "open"
+
+
+def test_failures_that_come_back_at_once_do_not_outvote_what_is_under_way() -> None:
+    """Twenty quick failures beside eighty attempts that take their time are a fifth, and no outage."""
+    breaker = Breaker(BreakerOptions())
+    passages = [breaker.enter(0.0) for _ in range(100)]
+    for passage in passages[:20]:
+        assert passage is not None
+        breaker.leave(passage, failed=True, now=0.0)
+    assert breaker.state == "closed"
+    for passage in passages[20:50]:
+        assert passage is not None
+        breaker.leave(passage, failed=True, now=1.0)
     assert breaker.state == "open"
 
 

@@ -47,7 +47,8 @@ class BreakerOptions(Options):
     Attributes:
         window: How many of the last attempts of a model class it looks at, 1 to 100,000. Attempts, not seconds: so an
             outage opens it after the same number of doomed requests at any rate of traffic.
-        failure_share: The share of them that must have failed for it to open, above 0, at most 1.
+        failure_share: The share of them that must have failed for it to open, above 0, at most 1; attempts under way
+            count as not failed, up to `window`.
         minimum: How many it must have seen before it may open, 1 to `window`.
         open_s: Seconds for which it refuses everything before it lets probes through, above 0, at most a day.
         probes: How many probes it lets through, and must see succeed, before it closes, 1 to 1,000.
@@ -239,7 +240,10 @@ class Breaker:
             self._failures -= window[0]
         window.append(failed)
         self._failures += failed
-        if len(window) >= options.minimum and self._failures / len(window) >= options.failure_share:
+        # What is under way has not failed. Without it, failures that come back at once would outvote, at every start,
+        # the successes that take their time.
+        begun = min(len(window) + self._under_way, options.window)
+        if len(window) >= options.minimum and self._failures / max(begun, len(window)) >= options.failure_share:
             self._open(now)
 
     def _open(self, now: float) -> None:
