@@ -8,6 +8,7 @@ was certainly not processed is refunded.
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -142,8 +143,9 @@ class Admit(Middleware):
             rng=self._rng,
             weights=options.key_weights,
         )
-        for key in self.pool.keys:
-            key.carried = key.secret is None or (carried is not None and key.secret == carried)
+        if carried is not None:
+            for key in self.pool.keys:
+                key.carried = key.secret == carried
         self.line = Line(self.pool, self._slots, max_queued=options.max_queued)
         self._feedback = Feedback(self.pool, scope=options.quota_scope, observers=self._observers)
 
@@ -224,7 +226,7 @@ class Admit(Middleware):
 
     async def _send(self, request: APIRequest, attempt: Attempt, key: Key, call_next: CallNext) -> Response:
         attempt.sent = True
-        if key.secret is not None and not key.carried:
+        if not key.carried and key.secret is not None:
             request = _with_key(request, key.secret)
         return await attempt.send(request, call_next)
 
@@ -280,15 +282,10 @@ def _slots(options: AdmitOptions) -> Slots:
 def _with_key(request: APIRequest, secret: Secret) -> APIRequest:
     """Return the request with a key of ours; the body is shared, not copied (`APIRequest.copy` copies it deeply)."""
     headers: dict[str, str | anthropic.Omit] = {**request.headers, "Authorization": bearer(secret), "X-Api-Key": omit}
-    options = request.options.model_copy()
-    options.headers = headers
-    return APIRequest(
-        options=options,
-        cast_to=request.cast_to,
-        stream=request.stream,
-        stream_cls=request.stream_cls,
-        retries_taken=request.retries_taken,
-    )
+    keyed = copy.copy(request)
+    keyed.options = request.options.model_copy()
+    keyed.options.headers = headers
+    return keyed
 
 
 def _body(request: APIRequest) -> Mapping[str, object]:
