@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING
 
 import anthropic
 import pytest
@@ -11,17 +14,29 @@ from penstock import errors
 from penstock.core.usage import Usage
 from penstock.errors import (
     AdmissionTimeout,
+    BudgetExceeded,
     CircuitOpen,
     ClientClosed,
+    ContextOverflow,
+    InvalidHistory,
+    InvalidImage,
     InvalidStream,
+    JournalError,
     KeyNotFound,
     NoKeyAvailable,
     PenstockError,
     QueueFull,
     RequestExceedsQuota,
     StreamInterrupted,
+    SystemPromptChanged,
+    ToolLoopLimit,
     UnknownPrice,
+    UnknownTool,
+    UnsafeInput,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXAMPLES: list[PenstockError] = [
     PenstockError("broken"),
@@ -35,6 +50,15 @@ EXAMPLES: list[PenstockError] = [
     UnknownPrice("claude-none"),
     InvalidStream("no UTF-8", position=7),
     StreamInterrupted("broke off", partial=None, usage=Usage(output_tokens=3, estimated=True), cause=None),
+    BudgetExceeded("session", spent_usd=Decimal("1.5"), needed_usd=Decimal("0.75")),
+    ContextOverflow("claude-haiku-4-5", needed_tokens=250_000, window_tokens=200_000),
+    InvalidHistory("messages.3", "its role is 'tool'"),
+    InvalidImage("it is empty"),
+    JournalError("run.jsonl", "another process writes it"),
+    SystemPromptChanged(expected="support v3", found="support v4"),
+    ToolLoopLimit("max_iterations=5", transcript=None),
+    UnknownTool("get_wether"),
+    UnsafeInput(("new_instructions at messages.0.content",)),
 ]
 SECRET = {
     "id": "msg_1",
@@ -111,3 +135,24 @@ def test_what_had_come_of_a_stream_is_in_no_text_and_no_pickle() -> None:
     assert b"secret" not in pickle.dumps(error)
     again = pickle.loads(pickle.dumps(error))
     assert (again.partial, again.cause, again.usage) == (None, None, Usage())
+
+
+@pytest.mark.parametrize("make", [partial(ToolLoopLimit, "max_iterations=5"), partial(UnknownTool, "get_wether")])
+def test_a_transcript_is_in_no_text_and_no_pickle(make: Callable[..., ToolLoopLimit | UnknownTool]) -> None:
+    """The transcript is for the caller's hands only: not for logs, not for other processes."""
+    transcript = [{"role": "user", "content": "the secret plan"}]
+    error = make(transcript=transcript)
+    assert error.transcript is transcript
+    assert "secret" not in str(error) + repr(error) + repr(error.args)
+    assert b"secret" not in pickle.dumps(error)
+    assert pickle.loads(pickle.dumps(error)).transcript is None
+
+
+def test_a_budget_tells_what_is_spent_in_its_own_unit() -> None:
+    """Tokens for a budget of tokens, USD for one of money."""
+    tokens = BudgetExceeded("session", spent_tokens=900, needed_tokens=200)
+    money = BudgetExceeded("session", spent_usd=Decimal("1.5"), needed_usd=Decimal("0.75"))
+    assert "900 tokens are spent, and it can take 200 tokens" in str(tokens)
+    assert (tokens.spent_tokens, tokens.needed_tokens, tokens.spent_usd) == (900, 200, None)
+    assert "1.5 USD are spent, and it can take 0.75 USD" in str(money)
+    assert (money.spent_usd, money.needed_usd, money.spent_tokens) == (Decimal("1.5"), Decimal("0.75"), None)

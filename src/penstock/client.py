@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from anthropic import AsyncAnthropic
 
-from penstock.batch.fan_out import FanOut
 from penstock.chain import Chain, build_chain
 from penstock.core.background import Background
 from penstock.core.events import Observer, Observers
@@ -23,26 +22,20 @@ from penstock.governed import SDK, governed_copy, own_sdk, sends_nothing_else
 from penstock.keys.environment import as_secret, keys_of_environment
 from penstock.lifetime import Lifetime
 from penstock.settings import Settings, SettingsFields, check_base_url
-from penstock.streaming.opening import stream
+from penstock.verbs import Verbs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable
-    from decimal import Decimal
+    from collections.abc import Iterable
     from types import TracebackType
 
     from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
-    from anthropic.types import Message
-    from anthropic.types.beta import BetaMessage
 
     from penstock.admission.statistics import AdmitStatistics
-    from penstock.batch.fan_out import Order, Request
-    from penstock.batch.result import FanOutResult
     from penstock.core.secret import Secret
     from penstock.guards.breaker import CircuitBreakerStatistics
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
     from penstock.guards.retry import RetryStatistics
-    from penstock.streaming.opening import OnAbandon, StreamManager
 
 __all__ = ["SDK", "Client", "ClientStatistics"]
 
@@ -70,7 +63,7 @@ class ClientStatistics:
     attempts: MeterStatistics
 
 
-class Client:
+class Client(Verbs):
     """Governs the official SDK client: every request it sends passes the same guards.
 
     Args:
@@ -108,7 +101,7 @@ class Client:
     ) -> None:
         given = cast("dict[str, Any]", fields)
         try:
-            self.settings = _settings(settings, sdk, given)
+            self._settings = _settings(settings, sdk, given)
         except ValueError:
             # Some tracebacks show local variables; these may hold keys.
             given.clear()
@@ -143,6 +136,11 @@ class Client:
         return self.settings.base_url or os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com"
 
     # What it governs
+
+    @property
+    def settings(self) -> Settings:
+        """What it was told, validated."""
+        return self._settings
 
     @cached_property
     def sdk(self) -> AsyncAnthropic:
@@ -211,129 +209,10 @@ class Client:
             attempts=chain.meter.statistics(),
         )
 
-    def cost(self, message: Message | BetaMessage) -> Decimal:
-        """Return what a message cost, in USD, cache and server tools included.
-
-        Raises:
-            UnknownPrice: No price is known for its model.
-        """
-        from penstock.costs.prices import cost  # noqa: PLC0415 - the price tables take a third of a second to load
-
-        return cost(message)
-
-    # One at a time
-
-    def stream(
-        self, *, stream_idle_timeout_s: float | None = 300.0, on_abandon: OnAbandon = "close", **params: Any
-    ) -> StreamManager:
-        """Stream a message, with the names of the SDK's `messages.stream` and a fifth of its CPU for each delta.
-
-        Args:
-            stream_idle_timeout_s: Seconds that a reader waits for anything but pings, above 0; `None` for no bound.
-            on_abandon: What happens to a stream that is left early: `"close"` ends the request, and its usage is an
-                estimate; `"drain"` reads the rest in the background, so that its usage is exact.
-            **params: Of the SDK's `messages.stream`.
-
-        Raises:
-            ValueError: A bad `stream_idle_timeout_s` or `on_abandon`.
-            TypeError: An `output_format` that is not a type with a JSON schema.
-
-        Example:
-            >>> async def main() -> None:
-            ...     messages = [{"role": "user", "content": "Hello"}]
-            ...     async with (
-            ...         Client() as claude,
-            ...         claude.stream(model="claude-haiku-5-5", max_tokens=100, messages=messages) as stream,
-            ...     ):
-            ...         text = "".join([text async for text in stream.text_stream])
-            ...         print(text == await stream.get_final_text())
-            >>> import anyio
-            >>> anyio.run(main)
-            True
-        """
-        return stream(
-            self.sdk,
-            stream_idle_timeout_s=stream_idle_timeout_s,
-            on_abandon=on_abandon,
-            background=self._background,
-            **params,
-        )
-
-    # Many at once
-
-    def fan_out(
-        self,
-        requests: Iterable[Request] | AsyncIterable[Request],
-        *,
-        model: str | None = None,
-        max_tokens: int | None = None,
-        concurrency: int | None = None,
-        order: Order = "completed",
-        fail_fast: bool = False,
-        **params: Any,
-    ) -> FanOut:
-        """Ask many prompts at once: `async with` it, iterate over the results, leave early as you like.
-
-        Args:
-            requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or
-                async iterable, read only as fast as items start.
-            model: For items that name none; the setting `model` by default.
-            max_tokens: For items that name none; the setting `max_tokens` by default.
-            concurrency: Items started at once, 1 or more; the client's own `concurrency` by default, which bounds
-                requests in any case.
-            order: `"completed"`, or `"input"` to keep the order.
-            fail_fast: Raise the first failure instead of giving it as a result.
-            **params: Of `messages.create`, for every item; an item's own `params` win.
-
-        Raises:
-            ClientClosed: The client is not open, or belongs to another event loop.
-            ValueError: A bad `concurrency` or `order`.
-            TypeError: `requests` is a single text, or can't be iterated over.
-
-        Example:
-            >>> async def main() -> None:
-            ...     async with (
-            ...         Client() as claude,
-            ...         claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results,
-            ...     ):
-            ...         print(sorted([result.custom_id async for result in results if result.ok]))
-            >>> import anyio
-            >>> anyio.run(main)
-            ['0', '1']
-        """
-        self._lifetime.check_open()
-        chosen = model or self.settings.model
-        if chosen is not None:
-            params["model"] = chosen
-        return FanOut(
-            self.sdk,
-            requests,
-            concurrency=concurrency if concurrency is not None else self.settings.most_at_once,
-            order=order,
-            fail_fast=fail_fast,
-            max_tokens=max_tokens if max_tokens is not None else self.settings.max_tokens,
-            **params,
-        )
-
-    async def map(self, requests: Iterable[Request] | AsyncIterable[Request], **options: Any) -> list[FanOutResult]:
-        """Ask many prompts at once and return all results, in the order of the input.
-
-        Args:
-            requests: As for `fan_out`.
-            **options: As for `fan_out`.
-
-        Example:
-            >>> async def main() -> None:
-            ...     async with Client() as claude:
-            ...         print([result.ok for result in await claude.map(["One?", "Two?"], model="claude-haiku-5-5")])
-            >>> import anyio
-            >>> anyio.run(main)
-            [True, True]
-        """
-        async with self.fan_out(requests, order="input", **options) as results:
-            return [result async for result in results]
-
     # Its life
+
+    def _check_open(self) -> None:
+        self._lifetime.check_open()
 
     async def __aenter__(self) -> Self:
         """Find the keys and start; from here on it belongs to this event loop.

@@ -12,21 +12,32 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
 __all__ = [
     "AdmissionTimeout",
+    "BudgetExceeded",
     "CircuitOpen",
     "ClientClosed",
+    "ContextOverflow",
+    "InvalidHistory",
+    "InvalidImage",
     "InvalidStream",
+    "JournalError",
     "KeyNotFound",
     "NoKeyAvailable",
     "PenstockError",
     "QueueFull",
     "RequestExceedsQuota",
     "StreamInterrupted",
+    "SystemPromptChanged",
+    "ToolLoopLimit",
     "UnknownPrice",
+    "UnknownTool",
+    "UnsafeInput",
 ]
 
 
@@ -165,3 +176,177 @@ class StreamInterrupted(PenstockError):
 
 def _interrupted(cls: type[StreamInterrupted], message: str, usage: object) -> StreamInterrupted:
     return cls(message, partial=None, usage=usage, cause=None)
+
+
+class BudgetExceeded(PenstockError):
+    """A request was not sent, because it could cost more than is left of a budget.
+
+    Attributes:
+        budget: The name of the budget.
+        spent_usd: What is spent of it, in USD; `None` for a budget of tokens.
+        needed_usd: The most that the request can cost, in USD.
+        spent_tokens: What is spent of it, in tokens; `None` for a budget of money.
+        needed_tokens: The most that the request can use, in tokens.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        *,
+        spent_usd: Decimal | None = None,
+        needed_usd: Decimal | None = None,
+        spent_tokens: int | None = None,
+        needed_tokens: int | None = None,
+    ) -> None:
+        spent, needed = (
+            (f"{spent_tokens} tokens", f"{needed_tokens} tokens")
+            if spent_tokens is not None
+            else (f"{spent_usd} USD", f"{needed_usd} USD")
+        )
+        super().__init__(
+            f"the budget {budget!r} can't pay for this request: {spent} are spent, and it can take {needed}. "
+            "Nothing was sent. Raise the budget, or ask for less."
+        )
+        self.budget = budget
+        self.spent_usd = spent_usd
+        self.needed_usd = needed_usd
+        self.spent_tokens = spent_tokens
+        self.needed_tokens = needed_tokens
+
+
+class ContextOverflow(PenstockError):
+    """A request was not sent, because even its last turn does not fit into the model's context window.
+
+    Attributes:
+        model: Whose window it is.
+        needed_tokens: What the least that must be sent is estimated to take.
+        window_tokens: What fits.
+    """
+
+    def __init__(self, model: str, *, needed_tokens: int, window_tokens: int) -> None:
+        super().__init__(
+            f"about {needed_tokens} tokens can't fit into the {window_tokens} that {model!r} takes. "
+            "Nothing was sent. Send less at once, or use a model with a larger window."
+        )
+        self.model = model
+        self.needed_tokens = needed_tokens
+        self.window_tokens = window_tokens
+
+
+class InvalidHistory(PenstockError):
+    """Messages, or a saved conversation, are not what the API takes.
+
+    Attributes:
+        place: Where, e.g. `messages.3.content.0`.
+        reason: What is wrong there, without quoting it.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place = place
+        self.reason = reason
+
+
+class InvalidImage(PenstockError):
+    """An image or document can't be sent.
+
+    Attributes:
+        reason: Why, and what would do.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class JournalError(PenstockError):
+    """A journal can't be used as it is: locked, damaged, of another run, or not writable.
+
+    Attributes:
+        path: Of the journal.
+        reason: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"journal {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class SystemPromptChanged(PenstockError):
+    """A conversation was to go on under another system prompt than it began with.
+
+    Attributes:
+        expected: Name, version and hash of the one it began with.
+        found: The same of the other.
+    """
+
+    def __init__(self, *, expected: str, found: str) -> None:
+        super().__init__(
+            f"this conversation began under {expected} and can't go on under {found}: the prompt never changes within "
+            "a conversation. Begin a new one."
+        )
+        self.expected = expected
+        self.found = found
+
+
+class ToolLoopLimit(PenstockError):
+    """A tool loop reached one of its caps; every call of a tool that the model made is answered in the transcript.
+
+    Attributes:
+        limit: The cap, e.g. `max_iterations=5`.
+        transcript: All messages so far, ready to go on from; left out when the error is pickled or copied.
+    """
+
+    transcript: list[Any] | None
+
+    def __init__(self, limit: str, *, transcript: list[Any] | None) -> None:
+        super().__init__(
+            f"the tool loop reached {limit}. Go on from the error's transcript, or allow more for such tasks."
+        )
+        self.limit = limit
+        self.transcript = transcript
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what holds prompts and completions."""
+        return _limited, (type(self), self.limit)
+
+
+def _limited(cls: type[ToolLoopLimit], limit: str) -> ToolLoopLimit:
+    return cls(limit, transcript=None)
+
+
+class UnknownTool(PenstockError):
+    """The model called a tool that was not offered to it, and `on_unknown_tool` is `"raise"`.
+
+    Attributes:
+        name: Of the tool, as the model wrote it.
+        transcript: All messages so far, ready to go on from; left out when the error is pickled or copied.
+    """
+
+    transcript: list[Any] | None
+
+    def __init__(self, name: str, *, transcript: list[Any] | None = None) -> None:
+        super().__init__(f"the model called {name[:64]!r}, which is none of the tools it was given")
+        self.name = name
+        self.transcript = transcript
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what holds prompts and completions."""
+        return type(self), (self.name,)
+
+
+class UnsafeInput(PenstockError):
+    """A request was refused because of what stands in it.
+
+    Attributes:
+        findings: Each pattern that was found and where; never the text itself.
+    """
+
+    def __init__(self, findings: tuple[Any, ...]) -> None:
+        super().__init__(f"the request was refused: {'; '.join(str(finding) for finding in findings)}")
+        self.findings = findings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again from the findings."""
+        return type(self), (self.findings,)
