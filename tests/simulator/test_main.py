@@ -104,12 +104,14 @@ def test_faults_of_both_options_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 "6",
                 "--seed",
                 "7",
+                "--tool-calls",
+                "4",
             ]
         )
     assert sum(seen["faults"].values()) == pytest.approx(0.35)
     assert seen["faults"]["overloaded"] == pytest.approx(0.15)
     assert (seen["input_tokens_per_minute"], seen["output_tokens_per_minute"], seen["seed"]) == (5, 6, 7)
-    assert (seen["keys"], seen["keep_bodies"]) == (None, False)
+    assert (seen["keys"], seen["keep_bodies"], seen["tool_calls"]) == (None, False, 4)
 
 
 def test_as_a_child_it_ends_with_its_parent() -> None:

@@ -26,6 +26,13 @@ def test_a_model_describes_itself_as_in_the_sdk(name: str) -> None:
     assert (info.lifecycle == "deprecated") == (info.retires_at is not None)
 
 
+def test_older_models_have_no_compaction() -> None:
+    """It came with 4.6, and a model says whether it has it."""
+    offered = {name: model_info(model)["capabilities"]["context_management"] for name, model in MODELS.items()}
+    without = {name for name, edits in offered.items() if not edits["compact_20260112"]["supported"]}
+    assert without == {name for name in MODELS if "-4-5" in name}
+
+
 def test_models_that_share_limits_share_a_pool() -> None:
     """The model classes are those of the rate limits."""
     pools = {

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from penstock.simulator.cache import Reading
 from penstock.simulator.models import MODELS
-from penstock.simulator.reply import Reply, Script, compose
+from penstock.simulator.reply import Manner, Reply, compose
+from penstock.simulator.tokens import count_input
 
 SONNET = MODELS["claude-sonnet-4-6"]
 
@@ -21,7 +23,11 @@ def reply(
 ) -> Reply:
     """The composed reply to one prompt."""
     body: dict[str, Any] = {"max_tokens": 1000, "messages": [{"role": "user", "content": prompt}], **fields}
-    return compose(body, MODELS[model], None, output_tokens=output_tokens, thinking=thinking, salt="s")
+    if thinking:
+        body["thinking"] = {"type": "adaptive"}
+    manner = Manner(output_tokens=output_tokens)
+    reading = Reading(tokens=count_input(body, MODELS[model]))
+    return compose(body, MODELS[model], None, reading=reading, manner=manner, salt="s")
 
 
 def text(of: Reply) -> str:
@@ -116,40 +122,3 @@ def test_thinking_leaves_room_for_an_answer() -> None:
     found = reply(thinking=True, max_tokens=4, output_tokens=50)
     assert [block["type"] for block in found.content] == ["thinking", "text"]
     assert found.output_tokens == 4
-
-
-TOOLS = [{"name": "a", "input_schema": {"type": "object"}}, {"type": "web_search_20250305", "name": "web_search"}]
-
-
-@pytest.mark.parametrize(
-    ("choice", "tools", "called"),
-    [
-        ({"type": "any"}, TOOLS, "a"),
-        ({"type": "tool", "name": "a"}, TOOLS, "a"),
-        ({"type": "tool", "name": "web_search"}, TOOLS, None),
-        ({"type": "any"}, TOOLS[1:], None),
-        ({"type": "auto"}, TOOLS, None),
-    ],
-)
-def test_only_forced_custom_tools_are_called_unasked(choice: object, tools: object, called: str | None) -> None:
-    """Without a script, a tool is called where the request forces it and its input can be made up."""
-    found = reply(tools=tools, tool_choice=choice)
-    assert [block.get("name") for block in found.content] == [called]
-    assert found.stop_reason == ("tool_use" if called else "end_turn")
-
-
-def test_a_script_is_checked_and_kept_in_order() -> None:
-    """Texts, blocks and lists of blocks are replies; anything else is refused at once."""
-    script = Script()
-    script.add("one", stop_reason=None, times=2, usage=None)
-    script.add({"type": "text", "text": "two"}, stop_reason="refusal", times=1, usage={"output_tokens": 9})
-    assert repr(script) == "Script(3 waiting)"
-    body: dict[str, Any] = {"max_tokens": 1, "messages": []}
-    found = [compose(body, SONNET, script.next(), output_tokens=None, thinking=False, salt="s") for _ in range(3)]
-    assert [text(each) for each in found] == ["one", "one", "two"]
-    assert (found[2].stop_reason, found[2].output_tokens) == ("refusal", 9)
-    assert script.next() is None
-    with pytest.raises(ValueError, match="'type'"):
-        script.add([{"text": "no type"}], stop_reason=None, times=1, usage=None)
-    with pytest.raises(ValueError, match="times"):
-        script.add("x", stop_reason=None, times=0, usage=None)

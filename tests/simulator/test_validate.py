@@ -543,6 +543,171 @@ def test_the_version_must_be_known() -> None:
         assert json.loads(exchange.produce(step))["error"]["message"] == message
 
 
+TEXT: dict[str, Any] = {"type": "text", "text": "x"}
+MARK: dict[str, Any] = {"cache_control": {"type": "ephemeral"}}
+FIVE: dict[str, Any] = {**TEXT, **MARK}
+HOUR: dict[str, Any] = {**TEXT, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+SHORTER_FIRST = (
+    "{}.cache_control.ttl: a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block. Note "
+    "that blocks are processed in the following order: `tools`, `system`, `messages`."
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (talk(user(*[FIVE] * 5)), "A maximum of 4 blocks with cache_control may be provided. Found 5."),
+        (
+            ask(
+                messages=[user(FIVE, FIVE)],
+                system=[FIVE, FIVE],
+                tools=[{**TOOL, "cache_control": {"type": "ephemeral"}}],
+            ),
+            "A maximum of 4 blocks with cache_control may be provided. Found 5.",
+        ),
+        (
+            ask(messages=[user(*[FIVE] * 4, TEXT)], cache_control={"type": "ephemeral"}),
+            "A maximum of 4 blocks with cache_control may be provided. Found 4, and automatic caching needs one more.",
+        ),
+        (
+            ask(messages=[user(TEXT, FIVE)], cache_control={"type": "ephemeral", "ttl": "1h"}),
+            "cache_control.ttl: the last block, messages.0.content.1, has a cache_control with another ttl.",
+        ),
+        (ask(messages=[user(HOUR)], system=[FIVE]), SHORTER_FIRST.format("messages.0.content.0")),
+        (
+            ask(system=[FIVE], cache_control={"type": "ephemeral", "ttl": "1h"}),
+            SHORTER_FIRST.format("messages"),
+        ),
+        (
+            talk(user({**TEXT, "cache_control": {"type": "forever"}})),
+            "messages.0.content.0.cache_control.type: Input should be 'ephemeral'",
+        ),
+        (
+            ask(tools=[{**TOOL, "cache_control": {"type": "ephemeral", "ttl": 5}}]),
+            "tools.0.cache_control.ttl: Input should be '5m' or '1h'",
+        ),
+        (
+            ask(system=[{**TEXT, "cache_control": {"type": "ephemeral", "scope": "all"}}]),
+            "system.0.cache_control.scope: Extra inputs are not permitted",
+        ),
+        (
+            talk(user({**TEXT, "cache_control": 5})),
+            "messages.0.content.0.cache_control: Input should be a valid dictionary",
+        ),
+    ],
+)
+def test_marks_of_the_cache_that_the_api_refuses(body: dict[str, object], message: str) -> None:
+    """At most four, longer times first, and each of them well formed."""
+    assert refusal(body) == message
+    assert (
+        refusal({name: value for name, value in body.items() if name != "max_tokens"}, path="/v1/messages/count_tokens")
+        == message
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        talk(user(*[FIVE] * 4)),
+        ask(messages=[user(FIVE, FIVE, FIVE, TEXT)], cache_control={"type": "ephemeral"}),
+        ask(messages=[user(FIVE, FIVE, FIVE, FIVE)], cache_control={"type": "ephemeral"}),
+        ask(messages=[user(TEXT, HOUR)], cache_control={"type": "ephemeral", "ttl": "1h"}),
+        ask(messages=[user(HOUR, FIVE)], system=[HOUR], cache_control=None),
+        ask(system=[{**TEXT, "cache_control": None}]),
+    ],
+)
+def test_marks_of_the_cache_that_the_api_accepts(body: object) -> None:
+    """Automatic caching of a block that is marked already needs no place of its own."""
+    assert answer(body)[0] == 200
+
+
+COMPACT = {"anthropic-beta": "compact-2026-01-12"}
+CLEAR = {"anthropic-beta": "context-management-2025-06-27"}
+
+
+def compact(**fields: object) -> dict[str, object]:
+    """A body that asks for compaction."""
+    return ask("claude-opus-4-8", context_management={"edits": [{"type": "compact_20260112", **fields}]})
+
+
+AT = "context_management.edits.0"
+UNEXPECTED = AT + ": Input tag '{}' found using 'type' does not match any of the expected tags: {}"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        (compact(), {}, "context_management: Extra inputs are not permitted"),
+        (compact(), {"anthropic-beta": "files-api-2025-04-14"}, "context_management: Extra inputs are not permitted"),
+        (
+            compact(),
+            CLEAR,
+            UNEXPECTED.format("compact_20260112", "'clear_thinking_20251015', 'clear_tool_uses_20250919'"),
+        ),
+        (
+            ask(context_management={"edits": [{"type": "clear_tool_uses_20250919"}]}),
+            COMPACT,
+            UNEXPECTED.format("clear_tool_uses_20250919", "'compact_20260112'"),
+        ),
+        (ask(context_management=[]), COMPACT, "context_management: Input should be a valid dictionary"),
+        (ask(context_management={"edit": []}), COMPACT, "context_management.edit: Extra inputs are not permitted"),
+        (ask(context_management={"edits": {}}), COMPACT, "context_management.edits: Input should be a valid list"),
+        (ask(context_management={"edits": [1]}), COMPACT, f"{AT}: Input should be a valid dictionary"),
+        (compact(keep=3), COMPACT, f"{AT}.compact_20260112.keep: Extra inputs are not permitted"),
+        (
+            compact(trigger={"type": "input_tokens", "value": 49_999}),
+            COMPACT,
+            f"{AT}.compact_20260112.trigger.value: Input should be greater than or equal to 50000",
+        ),
+        (
+            compact(trigger={"type": "tool_uses", "value": 50_000}),
+            COMPACT,
+            f"{AT}.compact_20260112.trigger.type: Input should be 'input_tokens'",
+        ),
+        (compact(trigger={"type": "input_tokens"}), COMPACT, f"{AT}.compact_20260112.trigger.value: Field required"),
+        (
+            compact(pause_after_compaction=1),
+            COMPACT,
+            f"{AT}.compact_20260112.pause_after_compaction: Input should be a valid boolean",
+        ),
+        (compact(instructions=1), COMPACT, f"{AT}.compact_20260112.instructions: Input should be a valid string"),
+        (
+            {**compact(), "model": "claude-haiku-4-5"},
+            COMPACT,
+            f"{AT}.compact_20260112: compaction is not supported for this model.",
+        ),
+        (
+            talk(user({"type": "compaction", "content": ""})),
+            COMPACT,
+            "messages.0.content.0.compaction.content: String should have at least 1 character",
+        ),
+        (
+            talk(user({"type": "compaction", "content": 1})),
+            COMPACT,
+            "messages.0.content.0: Input should be a valid string",
+        ),
+    ],
+)
+def test_compaction_that_the_api_refuses(body: object, headers: dict[str, str], message: str) -> None:
+    """It needs its beta and a model that has it; each field is checked."""
+    assert refusal(body, headers=headers) == message
+
+
+def test_compaction_that_the_api_accepts() -> None:
+    """With all its fields; blocks of it, also those that failed."""
+    trigger = {"type": "input_tokens", "value": 50_000}
+    for body in (
+        compact(),
+        compact(trigger=trigger, pause_after_compaction=False, instructions="Keep names."),
+        compact(trigger=None, instructions=None),
+        talk({"role": "assistant", "content": [{"type": "compaction", "content": None}]}, USER),
+    ):
+        assert answer(body, headers=COMPACT)[0] == 200
+    clear = ask(context_management={"edits": [{"type": "clear_tool_uses_20250919"}]})
+    assert answer(clear, headers=CLEAR)[0] == 200
+    assert "Input tag 'compaction'" in refusal(talk(user({"type": "compaction", "content": "So"})))
+
+
 def test_beta_fields_need_a_beta_header() -> None:
     """With an `anthropic-beta` header the beta fields are accepted; fast mode of older models is then on."""
     beta = {"anthropic-beta": "fast-mode-2026-02-01,context-management-2025-06-27"}

@@ -5,6 +5,7 @@ Everything is decided in `decide`, synchronously; `transport` (in process, for t
 disagree with it.
 """
 
+from penstock.simulator.batches import BatchOptions
 from penstock.simulator.core import Simulator
 from penstock.simulator.faults import FAULTS, MIXED_FAULTS
 from penstock.simulator.journal import JournalEntry
@@ -14,6 +15,7 @@ from penstock.simulator.statistics import SimulatorStatistics
 __all__ = [
     "FAULTS",
     "MIXED_FAULTS",
+    "BatchOptions",
     "BucketLevel",
     "JournalEntry",
     "Limit",

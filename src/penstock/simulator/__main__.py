@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--latency-s", type=float, default=0.0, metavar="S", help="time to the first byte (default: %(default)s)")
     add("--tokens-per-s", type=float, metavar="N", help="speed of generation (default: instantly)")
     add("--output-tokens", type=int, metavar="N", help="length of replies (default: a short summary)")
+    add("--tool-calls", type=int, metavar="N", help="tools that are called in answer to a question (default: none)")
     add("--journal-size", type=int, default=10_000, metavar="N", help="requests remembered (default: %(default)s)")
     add("--end-with-stdin", action="store_true", help="end when standard input does: for a server that is a child")
     return parser
@@ -81,6 +82,7 @@ def _simulator(options: argparse.Namespace) -> Simulator:
         latency_s=options.latency_s,
         tokens_per_s=options.tokens_per_s,
         output_tokens=options.output_tokens,
+        tool_calls=options.tool_calls,
         journal_size=options.journal_size,
         keep_bodies=False,
     )

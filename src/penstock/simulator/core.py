@@ -5,15 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from penstock.simulator.api import Api
+from penstock.simulator.batches import Batches, BatchOptions
 from penstock.simulator.clock import Clock
-from penstock.simulator.decide import Api, Decision
+from penstock.simulator.decide import Decision
 from penstock.simulator.exchange import Exchange
 from penstock.simulator.faults import Faults
 from penstock.simulator.journal import Journal, JournalEntry
 from penstock.simulator.limits import Limit, Limits
-from penstock.simulator.reply import Script, identifier
+from penstock.simulator.reply import Manner
 from penstock.simulator.respond import Pace
+from penstock.simulator.script import Script
 from penstock.simulator.statistics import Counts, SimulatorStatistics
+from penstock.simulator.wire import identifier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +26,10 @@ if TYPE_CHECKING:
     import httpx2
     from starlette.applications import Starlette
 
+    from penstock.simulator.calls import ToolCalls
     from penstock.simulator.limits import OrganizationState
-    from penstock.simulator.reply import Content, OutputTokens
+    from penstock.simulator.reply import OutputTokens
+    from penstock.simulator.script import Content
     from penstock.simulator.wire import Json, Request
 
 __all__ = ["Simulator"]
@@ -49,6 +55,10 @@ class Simulator:
             summary made of the prompt's first words.
         thinking: True: models that think by default do; False: no reply has a thinking block; None: those whose
             request asks for one.
+        tool_calls: how many tools of the client the model calls by itself in answer to a question, in the order they
+            are offered and over again; it answers their results with words. A function of the request body is asked
+            each time, results or not. None: none.
+        batch: how message batches go.
         journal_size: entries kept, 0 or more.
         keep_bodies: whether journal entries hold the request's parsed body.
 
@@ -84,6 +94,8 @@ class Simulator:
         tokens_per_s: float | None = None,
         output_tokens: OutputTokens = None,
         thinking: bool | None = None,
+        tool_calls: ToolCalls = None,
+        batch: BatchOptions | None = None,
         journal_size: int = 100_000,
         keep_bodies: bool = True,
     ) -> None:
@@ -99,11 +111,11 @@ class Simulator:
             faults=Faults(faults or {}, seed),
             seed=seed,
             pace=Pace(latency_s, tokens_per_s),
-            output_tokens=output_tokens,
-            thinking=thinking,
+            manner=Manner(output_tokens=output_tokens, thinking=thinking, tool_calls=tool_calls),
             keep_bodies=keep_bodies,
             clock=Clock(),
             script=Script(),
+            batches=Batches(batch or BatchOptions(), seed),
         )
         self._journal = Journal(journal_size)
         self._counts = Counts()
@@ -158,21 +170,34 @@ class Simulator:
         """
         self._api.faults.inject(name, times=times, after=after, params=params)
 
+    @property
+    def batches(self) -> Batches:
+        """The message batches of all organizations; its `options` may be changed, for those made from then on."""
+        return self._api.batches
+
     def reply(
-        self, content: Content, stop_reason: str | None = None, times: int = 1, usage: Json | None = None
+        self,
+        content: Content,
+        stop_reason: str | None = None,
+        times: int = 1,
+        usage: Json | None = None,
+        *,
+        stop_details: Json | None = None,
     ) -> None:
         """Let the next requests that succeed get this reply, in order, in place of a summary.
 
         Args:
-            content: a text, a content block, or a list of blocks; tool calls need no id.
+            content: a text, a content block, or a list of blocks; calls of tools need no id.
             stop_reason: None: `tool_use` where there is a tool call, else `end_turn`.
             times: how many requests get it, 1 or more.
             usage: fields of `usage` that differ from the computed ones.
+            stop_details: `stop_details` of the message, for a refusal: `{"type": "refusal", "category": "cyber",
+                "explanation": "…"}`.
 
         Raises:
             ValueError: a block without a type.
         """
-        self._api.script.add(content, stop_reason=stop_reason, times=times, usage=usage)
+        self._api.script.add(content, stop_reason=stop_reason, stop_details=stop_details, times=times, usage=usage)
 
     def transport(self) -> httpx2.AsyncBaseTransport:
         """An in-process transport for `httpx2.AsyncClient`; any number of them share this simulator."""

@@ -5,33 +5,34 @@ What is refused, or answered by a fault, takes nothing from any quota.
 
 from __future__ import annotations
 
-import hashlib
-import uuid
-from dataclasses import dataclass, field
 from email.utils import format_datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from penstock.simulator import respond, validate
+from penstock.simulator import batches_api, compaction, respond, validate
+from penstock.simulator.cache import Reading
 from penstock.simulator.faults import PLAIN_EQUIVALENT, Fault, HtmlError, answer
-from penstock.simulator.limits import CountQuota, Organization, Quota
+from penstock.simulator.limits import CountQuota, Quota
 from penstock.simulator.models import find_model, model_info, model_page
-from penstock.simulator.reply import compose, identifier
+from penstock.simulator.reply import compose
 from penstock.simulator.stream import event
 from penstock.simulator.tokens import count_input
-from penstock.simulator.wire import ApiError, invalid, is_object
+from penstock.simulator.wire import ApiError, identifier, invalid
 
 if TYPE_CHECKING:
-    from penstock.simulator.clock import Clock
+    from collections.abc import Sequence
+
+    from penstock.simulator.api import Api
+    from penstock.simulator.batches import Item
     from penstock.simulator.exchange import Answer
-    from penstock.simulator.faults import Faults
     from penstock.simulator.journal import JournalEntry
-    from penstock.simulator.limits import Limits
+    from penstock.simulator.limits import Organization
     from penstock.simulator.models import Model
-    from penstock.simulator.reply import OutputTokens, Script
+    from penstock.simulator.reply import Reply
+    from penstock.simulator.script import ScriptedReply
     from penstock.simulator.wire import Json, Request
 
-__all__ = ["Api", "Decision"]
+__all__ = ["Decision"]
 
 AnyQuota: TypeAlias = Quota | CountQuota
 _ROUTES = {"/v1/messages": "POST", "/v1/messages/count_tokens": "POST", "/v1/models": "GET"}
@@ -39,55 +40,17 @@ _MODELS = "/v1/models/"
 _QUOTA_STATUS = 429
 
 
-@dataclass(kw_only=True, slots=True)
-class Api:
-    """Everything that answers depend on, apart from the request.
-
-    Attributes:
-        keys: API key to organization id; None: every key is its own organization.
-        organizations: by id, made when first seen.
-    """
-
-    limits: Limits
-    keys: dict[str, str] | None = field(repr=False)
-    faults: Faults
-    seed: int
-    pace: respond.Pace
-    output_tokens: OutputTokens
-    thinking: bool | None
-    keep_bodies: bool
-    clock: Clock
-    script: Script
-    organizations: dict[str, Organization] = field(default_factory=dict[str, Organization])
-
-    def organization_id(self, key: str) -> str:
-        """Whose key it is; raises `ValueError` where it is nobody's."""
-        if self.keys is None:
-            return str(uuid.UUID(bytes=hashlib.blake2b(key.encode(), digest_size=16).digest(), version=4))
-        if key not in self.keys:
-            raise ValueError("this key belongs to no organization")
-        return self.keys[key]
-
-    def organization(self, identity: str, now: float) -> Organization:
-        """The organization called `identity`."""
-        found = self.organizations.get(identity)
-        if found is None:
-            counting = CountQuota(identity, self.limits, now)
-            found = Organization(id=identity, limits=self.limits, counting=counting)
-            self.organizations[identity] = found
-        return found
-
-
 class Decision:
     """How one request is answered, and what is charged for it while that happens."""
 
-    __slots__ = ("_api", "_entry", "_now", "_quota")
+    __slots__ = ("_api", "_entry", "_now", "_quota", "_readings")
 
     def __init__(self, api: Api, entry: JournalEntry, now: float) -> None:
         self._api = api
         self._entry = entry
         self._now = now
         self._quota: AnyQuota | None = None
+        self._readings: list[Reading] = []
 
     def charge(self, tokens: int) -> None:
         """Count generated tokens, now; only messages generate any."""
@@ -125,6 +88,8 @@ class Decision:
         except ValueError:
             raise ApiError(401, "authentication_error", "invalid x-api-key") from None
         version = validate.check_version(request.headers)
+        if batches_api.methods_of(request) is not None:
+            return self._batches(request, version)
         if request.method == "GET":
             return self._models(request)
         body = validate.parse(request)
@@ -135,8 +100,9 @@ class Decision:
             if request.path == "/v1/messages"
             else (validate.check_count, self._count_tokens)
         )
-        check(body, model, version, request.headers.get("anthropic-beta", ""))
-        return serve(body, model)
+        betas = request.headers.get("anthropic-beta", "")
+        check(body, model, version, betas)
+        return serve(compaction.visible(body) if "compact-" in betas else body, model)
 
     def _note(self, body: Json) -> None:
         name = body.get("model")
@@ -155,6 +121,35 @@ class Decision:
             )
         return self._hit(self._draw()) or respond.json_answer(found, self._headers)
 
+    def _batches(self, request: Request, version: str) -> Answer:
+        api = self._api
+        judge = partial(
+            batches_api.judge, script=api.script, version=version, betas=request.headers.get("anthropic-beta", "")
+        )
+        asked = batches_api.BatchApi(api.batches, str(self._entry.organization), api.clock, self._now, request)
+        if request.method == "POST" and request.path == batches_api.BATCHES:
+            body = validate.parse(request)
+            self._note(body)
+            act = asked.creation(body, judge)
+        else:
+            act = asked.action(self._batched, self._entry.request_id)
+        fault = self._draw()
+        failed = self._hit(fault)
+        if failed is not None:
+            return failed
+        found = batches_api.document(act(), fault, self._headers)
+        found.delay_s += api.pace.latency_s
+        return found
+
+    def _batched(self, item: Item) -> Json:
+        """The message that a request of a batch is answered with."""
+        model = find_model(str(item.params["model"]))
+        reply = self._compose(item.params, model, item.scripted, item.salt)
+        return {
+            **reply.message(identifier("msg", item.salt), model.id),
+            "usage": {**reply.usage, "service_tier": "batch"},
+        }
+
     def _count_tokens(self, body: Json, model: Model) -> Answer:
         quota = self._admitted().counting
         self._quota = quota
@@ -169,43 +164,69 @@ class Decision:
         )
 
     def _messages(self, body: Json, model: Model) -> Answer:
-        given = count_input(body, model)
-        validate.check_window(given, model)
+        reading = self._read(body, model)
+        validate.check_window(reading.tokens, model)
         quota = self._admitted().quota(model.pool, self._now)
         self._quota = quota
-        quota.admit(given, self._now, model.id)
+        quota.admit(reading.charged, self._now, model.id)
         fault = self._draw()
         failed = self._hit(fault)
         if failed is not None:
-            quota.give_back(given, self._now)
+            quota.give_back(reading.charged, self._now)
             return failed
-        return self._reply(body, model, given, quota, fault)
+        return self._reply(body, model, reading, quota, fault)
+
+    def _read(self, body: Json, model: Model) -> Reading:
+        tokens = count_input(body, model)
+        reading = self._api.cache.read(body, model, str(self._entry.organization), tokens=tokens, now=self._now)
+        if reading.used or reading.made:
+            self._readings.append(reading)
+        return reading
+
+    def _cached(self, begins_at: float) -> None:
+        """Keep what was read and marked."""
+        for reading in self._readings:
+            self._api.cache.keep(reading, self._now, begins_at)
+
+    def _begun(self) -> dict[str, str]:
+        """The headers of a reply, which begins with them."""
+        for reading in self._readings:
+            self._api.cache.begun(reading)
+        return self._headers()
 
     def _admitted(self) -> Organization:
         return self._api.organization(str(self._entry.organization), self._now)
 
-    def _reply(self, body: Json, model: Model, given: int, quota: Quota, fault: Fault | None) -> Answer:
+    def _reply(self, body: Json, model: Model, reading: Reading, quota: Quota, fault: Fault | None) -> Answer:
         api = self._api
         salt = f"{api.seed}-{self._entry.number}"
-        reply = compose(
-            body,
-            model,
-            api.script.next(),
-            output_tokens=api.output_tokens,
-            thinking=_thinks(body, model, preference=api.thinking),
-            salt=salt,
-        )
-        charged = int(reply.usage["input_tokens"]) + int(reply.usage["cache_creation_input_tokens"])
-        quota.input_tokens.take(charged - given, self._now)
-        self._entry.input_tokens = charged
+        delay_s = fault.number("delay_s", 0) if fault else 0
+        reply = self._replied(body, model, reading, salt)
+        self._cached(self._now + api.pace.latency_s + delay_s)
+        quota.input_tokens.take(reply.charged - reading.charged, self._now)
+        self._entry.input_tokens = reply.charged
         message = reply.message(identifier("msg", salt), model.id)
         if self._entry.stream:
             error = event(ApiError(200, "overloaded_error", "Overloaded").body(self._entry.request_id))
-            found = respond.stream_answer(message, reply, fault, self._headers, api.pace, error=error)
+            found = respond.stream_answer(message, reply, fault, self._begun, api.pace, error=error)
         else:
-            found = respond.plain_answer(message, reply, fault, self._headers, api.pace)
-        found.delay_s += fault.number("delay_s", 0) if fault else 0
+            found = respond.plain_answer(message, reply, fault, self._begun, api.pace)
+        found.delay_s += delay_s
         return found
+
+    def _replied(self, body: Json, model: Model, reading: Reading, salt: str) -> Reply:
+        write = partial(self._written, body, model, salt=salt)
+        if body.get("context_management") is None:
+            return write(reading)
+        return compaction.reply_to(body, reading, partial(self._read, model=model), write)
+
+    def _written(self, body: Json, model: Model, reading: Reading, lead: Sequence[Json] = (), *, salt: str) -> Reply:
+        scripted = self._api.script.next()
+        return compose(body, model, scripted, reading=reading, manner=self._api.manner, salt=salt, lead=lead)
+
+    def _compose(self, body: Json, model: Model, scripted: ScriptedReply | None, salt: str) -> Reply:
+        reading = Reading(tokens=count_input(body, model))
+        return compose(body, model, scripted, reading=reading, manner=self._api.manner, salt=salt)
 
     def _draw(self) -> Fault | None:
         """The fault that hits this request, as the kind of request it is."""
@@ -235,17 +256,10 @@ class Decision:
 
 
 def _check_route(request: Request) -> None:
+    batched = batches_api.methods_of(request)
     expected = "GET" if request.path.startswith(_MODELS) else _ROUTES.get(request.path)
-    if expected is None:
+    allowed = batched if batched is not None else (expected,) if expected is not None else ()
+    if not allowed:
         raise ApiError(404, "not_found_error", "Not found")
-    if request.method != expected:
-        raise ApiError(405, "invalid_request_error", "Method Not Allowed", headers={"allow": expected})
-
-
-def _thinks(body: Json, model: Model, *, preference: bool | None) -> bool:
-    asked, choice = body.get("thinking"), body.get("tool_choice")
-    if is_object(choice) and choice["type"] in ("any", "tool"):
-        return False
-    if asked is None:
-        return preference is True and model.thinks
-    return preference is not False and asked["type"] in ("adaptive", "enabled", "between_tools")
+    if request.method not in allowed:
+        raise ApiError(405, "invalid_request_error", "Method Not Allowed", headers={"allow": ", ".join(allowed)})

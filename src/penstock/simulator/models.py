@@ -39,6 +39,9 @@ class Model:
         efforts: whether `output_config.effort` is accepted.
         prefill: whether the conversation may end with an assistant turn.
         system_turns: whether a message may have the role `system`.
+        binds_thinking: whether thinking blocks may only come back in the conversation that they were made in.
+        cacheable: fewest tokens of a prefix that can be cached.
+        compacts: whether the server summarizes conversations.
         retires: ISO 8601 day of retirement of a deprecated model.
     """
 
@@ -55,6 +58,9 @@ class Model:
     efforts: bool = True
     prefill: bool = False
     system_turns: bool = False
+    binds_thinking: bool = False
+    cacheable: int = 512
+    compacts: bool = True
     retires: str | None = None
 
     @property
@@ -70,7 +76,9 @@ class Model:
         )
 
 
-def _top(name: str, pool: str, created: str, *, forced: bool) -> Model:
+def _top(
+    name: str, pool: str, created: str, *, forced: bool, binds_thinking: bool = False, cacheable: int = 512
+) -> Model:
     return Model(
         id=name,
         pool=pool,
@@ -78,10 +86,20 @@ def _top(name: str, pool: str, created: str, *, forced: bool) -> Model:
         thinking=_ADAPTIVE,
         forced_tools=forced,
         system_turns=True,
+        binds_thinking=binds_thinking,
+        cacheable=cacheable,
     )
 
 
-def _small(name: str, pool: str, created: str, *, efforts: bool = False, retires: str | None = None) -> Model:
+def _small(
+    name: str,
+    pool: str,
+    created: str,
+    *,
+    cacheable: int = 4096,
+    efforts: bool = False,
+    retires: str | None = None,
+) -> Model:
     return Model(
         id=name,
         pool=pool,
@@ -93,14 +111,16 @@ def _small(name: str, pool: str, created: str, *, efforts: bool = False, retires
         shows_thinking=True,
         efforts=efforts,
         prefill=True,
+        cacheable=cacheable,
+        compacts=False,
         retires=retires,
     )
 
 
 _TABLE = (
-    _top("claude-fable-5-2", "fable-5", "2026-11-09", forced=False),
+    _top("claude-fable-5-2", "fable-5", "2026-11-09", forced=False, binds_thinking=True),
     _top("claude-mythos-5-2", "mythos", "2026-11-09", forced=False),
-    Model(id="claude-haiku-5-5", pool="haiku-5-5", created="2026-10-07", quiet_effort=True),
+    Model(id="claude-haiku-5-5", pool="haiku-5-5", created="2026-10-07", quiet_effort=True, binds_thinking=True),
     Model(
         id="claude-sonnet-5-5",
         pool="sonnet-5-5",
@@ -109,17 +129,18 @@ _TABLE = (
         forced_tools=False,
         quiet_effort=True,
         system_turns=True,
+        binds_thinking=True,
     ),
-    _top("claude-opus-5-5", "opus-5-5", "2026-09-22", forced=False),
-    _top("claude-fable-5-1", "fable-5", "2026-08-01", forced=False),
+    _top("claude-opus-5-5", "opus-5-5", "2026-09-22", forced=False, binds_thinking=True),
+    _top("claude-fable-5-1", "fable-5", "2026-08-01", forced=False, binds_thinking=True),
     _top("claude-mythos-5-1", "mythos", "2026-08-01", forced=False),
-    Model(id="claude-sonnet-5", pool="sonnet-5", created="2026-06-26"),
+    Model(id="claude-sonnet-5", pool="sonnet-5", created="2026-06-26", cacheable=1024),
     _top("claude-fable-5", "fable-5", "2026-06-01", forced=True),
     _top("claude-mythos-5", "mythos", "2026-06-01", forced=True),
     Model(id="claude-opus-5", pool="opus-5", created="2026-06-01", quiet_effort=True, system_turns=True),
-    Model(id="claude-opus-4-8", pool="opus-4", created="2026-04-01", thinks=False, system_turns=True),
-    Model(id="claude-opus-4-7", pool="opus-4", created="2026-03-01", thinks=False),
-    _top("claude-mythos-preview", "mythos", "2026-02-15", forced=True),
+    Model(id="claude-opus-4-8", pool="opus-4", created="2026-04-01", thinks=False, system_turns=True, cacheable=1024),
+    Model(id="claude-opus-4-7", pool="opus-4", created="2026-03-01", thinks=False, cacheable=2048),
+    _top("claude-mythos-preview", "mythos", "2026-02-15", forced=True, cacheable=2048),
     Model(
         id="claude-opus-4-6",
         pool="opus-4",
@@ -127,6 +148,7 @@ _TABLE = (
         thinking=_ALL_BUT_TOOLS,
         thinks=False,
         shows_thinking=True,
+        cacheable=4096,
     ),
     Model(
         id="claude-sonnet-4-6",
@@ -135,13 +157,14 @@ _TABLE = (
         thinking=_ALL_BUT_TOOLS,
         thinks=False,
         shows_thinking=True,
+        cacheable=1024,
     ),
     _small("claude-opus-4-5", "opus-4", "2025-11-01", efforts=True),
     _small("claude-opus-4-5-20251101", "opus-4", "2025-11-01", efforts=True),
     _small("claude-haiku-4-5", "haiku-4-5", "2025-10-01"),
     _small("claude-haiku-4-5-20251001", "haiku-4-5", "2025-10-01"),
-    _small("claude-sonnet-4-5", "sonnet-4", "2025-09-29", retires="2026-11-30"),
-    _small("claude-sonnet-4-5-20250929", "sonnet-4", "2025-09-29", retires="2026-11-30"),
+    _small("claude-sonnet-4-5", "sonnet-4", "2025-09-29", cacheable=1024, retires="2026-11-30"),
+    _small("claude-sonnet-4-5-20250929", "sonnet-4", "2025-09-29", cacheable=1024, retires="2026-11-30"),
 )
 MODELS: dict[str, Model] = {model.id: model for model in _TABLE}
 
@@ -166,7 +189,10 @@ def model_info(model: Model) -> Json:
     types = ("adaptive", "between_tools", "disabled", "enabled")
     simple = ("batch", "citations", "code_execution", "image_input", "pdf_input", "structured_outputs")
     capabilities: Json = {name: {"supported": True} for name in simple}
-    capabilities["context_management"] = {"supported": True, **_supported(edits, edits)}
+    capabilities["context_management"] = {
+        "supported": True,
+        **_supported(edits, edits if model.compacts else edits[:2]),
+    }
     capabilities["effort"] = {"supported": model.efforts, **_supported(levels, levels if model.efforts else ())}
     capabilities["server_tools"] = {
         "supported": True,

@@ -5,71 +5,53 @@ The words of the prompt come back in the answer, so that a test can tell whose a
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
+from penstock.simulator.binding import sign
+from penstock.simulator.calls import ToolCalls, make_calls
 from penstock.simulator.sample import sample
-from penstock.simulator.tokens import CHARACTERS, count_input, count_text, plain_text
+from penstock.simulator.script import completed
+from penstock.simulator.tokens import CHARACTERS, count_text, plain_text
 from penstock.simulator.wire import Json, dump, is_list, is_object
 
 if TYPE_CHECKING:
+    from penstock.simulator.cache import Reading
     from penstock.simulator.models import Model
+    from penstock.simulator.script import ScriptedReply
 
-__all__ = ["Content", "OutputTokens", "Reply", "Script", "ScriptedReply", "compose", "identifier"]
+__all__ = ["Manner", "OutputTokens", "Reply", "compose"]
 
 OutputTokens: TypeAlias = int | Callable[[Json], int] | None
-Content: TypeAlias = str | Json | Sequence[Json]
 
 _SUMMARY_WORDS = 24
 _THINKING = "Let me look at what is asked, and answer it."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScriptedReply:
-    """A reply that a test wrote: content blocks as the API would return them, ids of tool calls optional."""
+class Manner:
+    """How the simulated model answers where no script says it.
 
-    content: tuple[Json, ...] = field(repr=False)
-    stop_reason: str | None = None
-    usage: Json = field(default_factory=dict[str, object])
+    Attributes:
+        output_tokens: length of the replies, or a function of the request body; None: a summary.
+        thinking: True: models that think by default do; False: never; None: where the request asks for it.
+        tool_calls: how many tools it calls in answer to a question; a function of the request body is asked each time.
+    """
 
+    output_tokens: OutputTokens = None
+    thinking: bool | None = None
+    tool_calls: ToolCalls = None
 
-class Script:
-    """Replies in the order in which successful requests shall get them."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: deque[ScriptedReply] = deque()
-
-    def __repr__(self) -> str:
-        return f"Script({len(self._waiting)} waiting)"
-
-    def add(self, content: Content, *, stop_reason: str | None, times: int, usage: Json | None) -> None:
-        """Append a reply, `times` times."""
-        if times < 1:
-            raise ValueError(f"times must be at least 1, not {times}")
-        reply = ScriptedReply(content=_blocks(content), stop_reason=stop_reason, usage=dict(usage or {}))
-        self._waiting.extend([reply] * times)
-
-    def next(self) -> ScriptedReply | None:
-        """The next reply, if one is left."""
-        return self._waiting.popleft() if self._waiting else None
-
-
-def _blocks(content: Content) -> tuple[Json, ...]:
-    if isinstance(content, str):
-        return ({"type": "text", "text": content},)
-    blocks = [content] if is_object(content) else list(cast("Sequence[Json]", content))
-    for block in blocks:
-        if "type" not in block:
-            raise ValueError(
-                "a scripted content block must be a dict with a 'type', such as {'type': 'text', 'text': 'Hi'}"
-            )
-    return tuple(blocks)
+    def thinks(self, body: Json, model: Model) -> bool:
+        """Whether the reply to `body` begins with a thinking block."""
+        asked, choice = body.get("thinking"), body.get("tool_choice")
+        if is_object(choice) and choice["type"] in ("any", "tool"):
+            return False
+        if asked is None:
+            return self.thinking is True and model.thinks
+        return self.thinking is not False and asked["type"] in ("adaptive", "enabled", "between_tools")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,12 +61,25 @@ class Reply:
     content: list[Json] = field(repr=False)
     stop_reason: str
     stop_sequence: str | None = None
+    stop_details: Json | None = None
     usage: Json
 
     @property
     def output_tokens(self) -> int:
-        """Tokens generated."""
+        """Tokens of the answer."""
         return int(self.usage["output_tokens"])
+
+    @property
+    def generated(self) -> int:
+        """All tokens generated, those of a compaction included."""
+        runs = self.usage.get("iterations")
+        return sum(int(run["output_tokens"]) for run in runs) if runs else self.output_tokens
+
+    @property
+    def charged(self) -> int:
+        """Input tokens that count against limits: all but those read from the cache."""
+        runs: list[Json] = self.usage.get("iterations") or [self.usage]
+        return sum(int(run["input_tokens"]) + int(run["cache_creation_input_tokens"]) for run in runs)
 
     def message(self, identity: str, model: str) -> Json:
         """The `Message` object that a plain request gets."""
@@ -96,23 +91,44 @@ class Reply:
             "content": self.content,
             "stop_reason": self.stop_reason,
             "stop_sequence": self.stop_sequence,
-            "stop_details": None,
+            "stop_details": self.stop_details,
             "container": None,
             "usage": self.usage,
         }
 
 
 def compose(
-    body: Json, model: Model, scripted: ScriptedReply | None, *, output_tokens: OutputTokens, thinking: bool, salt: str
+    body: Json,
+    model: Model,
+    scripted: ScriptedReply | None,
+    *,
+    reading: Reading,
+    manner: Manner,
+    salt: str,
+    lead: Sequence[Json] = (),
 ) -> Reply:
-    """The answer to a valid request; `salt` makes the ids of its tool calls unique."""
-    given = count_input(body, model)
-    if scripted is not None:
-        return _from_script(scripted, given, salt)
-    limit = min(int(body["max_tokens"]), max(0, model.window - given))
-    thoughts = _thinking(body, model, limit) if thinking else []
+    """The answer to a valid request.
+
+    Args:
+        body: the request.
+        model: which answers.
+        scripted: what it answers, where a test says it.
+        reading: what it takes to read the prompt.
+        manner: how it answers otherwise.
+        salt: makes the ids of its tool calls unique.
+        lead: blocks that come before the answer.
+    """
+    reply = _from_script(scripted, reading, salt) if scripted else _composed(body, model, reading, manner, salt)
+    reply.content[:0] = lead
+    sign(reply.content, body, model)
+    return reply
+
+
+def _composed(body: Json, model: Model, reading: Reading, manner: Manner, salt: str) -> Reply:
+    limit = min(int(body["max_tokens"]), max(0, model.window - reading.tokens))
+    thoughts = _thinking(body, model, limit) if manner.thinks(body, model) else []
     spent = count_text(_THINKING[: limit * 2]) if thoughts else 0
-    content, stop_reason, stop_sequence = _answer(body, limit - spent, output_tokens, salt)
+    content, stop_reason, stop_sequence = _answer(body, limit - spent, manner, salt)
     if stop_reason == "max_tokens" and limit < int(body["max_tokens"]):
         stop_reason = "model_context_window_exceeded"
     made = spent + sum(_block_tokens(block) for block in content)
@@ -120,35 +136,26 @@ def compose(
         content=thoughts + content,
         stop_reason=stop_reason,
         stop_sequence=stop_sequence,
-        usage=_usage(given, made, spent),
+        usage=_usage(reading, made, spent),
     )
 
 
-def _from_script(scripted: ScriptedReply, given: int, salt: str) -> Reply:
-    content = [_complete(block, f"{salt}-{index}") for index, block in enumerate(scripted.content)]
+def _from_script(scripted: ScriptedReply, reading: Reading, salt: str) -> Reply:
+    content = completed(scripted, salt)
     calls = any(block["type"] == "tool_use" for block in content)
+    thought = sum(_block_tokens(block) for block in content if block["type"] == "thinking")
     made = sum(_block_tokens(block) for block in content)
     return Reply(
         content=content,
         stop_reason=scripted.stop_reason or ("tool_use" if calls else "end_turn"),
-        usage={**_usage(given, made, 0), **scripted.usage},
+        stop_details=scripted.stop_details,
+        usage={**_usage(reading, made, thought), **scripted.usage},
     )
 
 
-def _complete(block: Json, salt: str) -> Json:
-    if block["type"] == "text":
-        return {"citations": None, **block}
-    if block["type"] == "tool_use":
-        return {"type": "tool_use", "id": identifier("toolu", salt), "input": {}, **block}
-    return dict(block)
-
-
-def _usage(given: int, made: int, thinking: int) -> Json:
+def _usage(reading: Reading, made: int, thinking: int) -> Json:
     return {
-        "input_tokens": given,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        **reading.usage(),
         "output_tokens": made,
         "output_tokens_details": {"thinking_tokens": thinking},
         "server_tool_use": None,
@@ -169,17 +176,18 @@ def _thinking(body: Json, model: Model, limit: int) -> list[Json]:
     text = _THINKING[: limit * 2]
     if not text:
         return []
-    return [{"type": "thinking", "thinking": text if shown else "", "signature": _digest("signature", text) * 2}]
+    return [{"type": "thinking", "thinking": text if shown else ""}]
 
 
-def _answer(body: Json, limit: int, output_tokens: OutputTokens, salt: str) -> tuple[list[Json], str, str | None]:
+def _answer(body: Json, limit: int, manner: Manner, salt: str) -> tuple[list[Json], str, str | None]:
     """(content, stop_reason, stop_sequence) within `limit` tokens."""
     if limit <= 0:
         return [], "max_tokens", None
-    call = _forced_call(body, salt)
-    if call is not None:
-        return [call], "tool_use", None
-    text, sequence = _until_stop_sequence(_text(body, output_tokens), body.get("stop_sequences"))
+    prompt = _prompt(body)
+    calls = make_calls(body, manner.tool_calls, prompt, salt)
+    if calls:
+        return calls, "tool_use", None
+    text, sequence = _until_stop_sequence(_text(body, prompt, manner.output_tokens), body.get("stop_sequences"))
     if count_text(text) > limit:
         return [_text_block(text[: limit * CHARACTERS])], "max_tokens", None
     content = [_text_block(text)] if text else []
@@ -190,24 +198,10 @@ def _text_block(text: str) -> Json:
     return {"type": "text", "text": text, "citations": None}
 
 
-def _forced_call(body: Json, salt: str) -> Json | None:
-    choice = body.get("tool_choice")
-    if not is_object(choice) or choice.get("type") not in ("any", "tool"):
-        return None
-    tools: list[Json] = [tool for tool in body["tools"] if is_object(tool.get("input_schema"))]
-    wanted = choice.get("name", tools[0]["name"] if tools else None)
-    schemas: dict[str, Json] = {tool["name"]: tool["input_schema"] for tool in tools}
-    if wanted not in schemas:
-        return None
-    call = identifier("toolu", salt)
-    return {"type": "tool_use", "id": call, "name": wanted, "input": sample(schemas[wanted])}
-
-
-def _text(body: Json, output_tokens: OutputTokens) -> str:
+def _text(body: Json, prompt: str, output_tokens: OutputTokens) -> str:
     schema = _output_schema(body)
     if schema is not None:
         return dump(sample(schema)).decode()
-    prompt = _prompt(body)
     wanted = output_tokens(body) if callable(output_tokens) else output_tokens
     if wanted is None:
         return "Summary: " + " ".join(prompt.split()[:_SUMMARY_WORDS])
@@ -237,12 +231,3 @@ def _until_stop_sequence(text: str, sequences: object) -> tuple[str, str | None]
         return text, None
     at, sequence = min(found)
     return text[:at], sequence
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=11).hexdigest()
-
-
-def identifier(prefix: str, salt: str) -> str:
-    """An id in the API's form, the same for the same `salt`."""
-    return f"{prefix}_01{_digest(prefix, salt)}"

@@ -78,7 +78,7 @@ def plain_answer(
     message: Json, reply: Reply, fault: Fault | None, headers: Callable[[], dict[str, str]], pace: Pace
 ) -> Answer:
     """A whole message, when all of it is generated."""
-    delay_s = pace.latency_s + reply.output_tokens / pace.tokens_per_s
+    delay_s = pace.latency_s + reply.generated / pace.tokens_per_s
     data = dump(message)
     half = data[: len(data) // 2]
     steps: tuple[Step, ...] = (Step(data),)
@@ -88,7 +88,7 @@ def plain_answer(
     elif fault is not None:
         steps = (Step(half), DROP if fault.name == "truncated" else HANG)
     sent = {**JSON, "content-length": str(length)}
-    return Answer(200, lambda: {**sent, **headers()}, steps, delay_s=delay_s, generated=reply.output_tokens)
+    return Answer(200, lambda: {**sent, **headers()}, steps, delay_s=delay_s, generated=reply.generated)
 
 
 def stream_answer(

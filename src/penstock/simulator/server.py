@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 import anyio
 
 from penstock.simulator.exchange import Dropped
-from penstock.simulator.validate.request import MAX_BYTES
+from penstock.simulator.validate.request import max_bytes
 from penstock.simulator.wire import Request, dump
 
 try:
@@ -45,6 +45,8 @@ __all__ = ["application", "run", "serving"]
 _CONNECTION = "penstock.connection"
 _LOOPBACK = ("127.0.0.1", "::1")
 _JOURNAL_PAGE = 1000
+# A body of any size is sent in pieces of about this size.
+_PIECE = 65_536
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -116,7 +118,7 @@ class _Api:
 
 async def _request(scope: Scope, receive: Receive) -> Request:
     body = bytearray()
-    size = 0
+    size, most = 0, max_bytes(scope["path"])
     more = True
     while more:
         message = await receive()
@@ -124,7 +126,7 @@ async def _request(scope: Scope, receive: Receive) -> Request:
             raise _ClientLeft
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
-        if size <= MAX_BYTES:
+        if size <= most:
             body += chunk
         more = bool(message.get("more_body"))
     return Request(
@@ -133,7 +135,7 @@ async def _request(scope: Scope, receive: Receive) -> Request:
         query=dict(parse_qsl(scope["query_string"].decode("latin-1"))),
         headers={name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
         body=bytes(body),
-        too_large=size > MAX_BYTES,
+        too_large=size > most,
     )
 
 
@@ -157,6 +159,8 @@ async def _send(exchange: Exchange, receive: Receive, send: Send) -> None:
                 held = await _flush(held, send)
                 await _pause(step.delay_s, receive)
             held += exchange.produce(step)
+            if len(held) >= _PIECE:
+                held = await _flush(held, send)
     except Dropped:
         await _flush(held, send)
         raise

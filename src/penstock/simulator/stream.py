@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PING", "Step", "event", "stream_steps"]
 
 _TOKENS_A_DELTA = 4
+_LATER = ("iterations", "output_tokens_details", "server_tool_use")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,7 @@ def _step(body: Json, *, content: bool = False, tokens: int = 0) -> Step:
 
 def stream_steps(reply: Reply, whole: Json) -> Iterator[Step]:
     """All events of `reply`, ping included; `whole` is the message that a plain request would get."""
-    start = {
-        key: value for key, value in reply.usage.items() if key not in ("output_tokens_details", "server_tool_use")
-    }
+    start = {key: value for key, value in reply.usage.items() if key not in _LATER}
     message: Json = {
         **whole,
         "content": [],
@@ -68,17 +67,20 @@ def stream_steps(reply: Reply, whole: Json) -> Iterator[Step]:
     yield _step({"type": "message_start", "message": message})
     if not reply.content:
         yield PING
+    cut = len(reply.content) - 1 if reply.stop_reason == "max_tokens" else -1
     for index, block in enumerate(reply.content):
         yield _step({"type": "content_block_start", "index": index, "content_block": _opening(block)})
         if index == 0:
             yield PING
-        for delta, tokens in _deltas(block, reply):
+        for delta, tokens in _deltas(block, reply, cut=index == cut):
             content = delta["type"] != "signature_delta" and any(delta[key] for key in delta if key != "type")
             body = {"type": "content_block_delta", "index": index, "delta": delta}
             yield _step(body, content=content, tokens=tokens)
         yield _step({"type": "content_block_stop", "index": index})
-    delta = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
-    yield _step({"type": "message_delta", "delta": delta, "usage": _final_usage(reply.usage)})
+    end: Json = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
+    if reply.stop_details is not None:
+        end["stop_details"] = reply.stop_details
+    yield _step({"type": "message_delta", "delta": end, "usage": _final_usage(reply.usage)})
     yield _step({"type": "message_stop"})
 
 
@@ -88,23 +90,30 @@ def _opening(block: Json) -> Json:
             return {"type": "text", "text": ""}
         case "thinking":
             return {"type": "thinking", "thinking": "", "signature": ""}
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             return {**block, "input": {}}
+        case "compaction":
+            return {"type": "compaction", "content": None}
         case _:
             return block
 
 
-def _deltas(block: Json, reply: Reply) -> Iterator[tuple[Json, int]]:
+def _deltas(block: Json, reply: Reply, *, cut: bool) -> Iterator[tuple[Json, int]]:
     match block["type"]:
         case "text":
             for piece in _pieces(str(block.get("text", ""))):
                 yield {"type": "text_delta", "text": piece}, count_text(piece)
         case "thinking":
             yield from _thinking_deltas(block, reply)
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             yield {"type": "input_json_delta", "partial_json": ""}, 0
-            for piece in _pieces(json.dumps(block["input"])):
+            whole = json.dumps(block["input"])
+            # A call that `max_tokens` cut off ends within its JSON.
+            for piece in _pieces(whole[:-1] if cut else whole):
                 yield {"type": "input_json_delta", "partial_json": piece}, count_text(piece)
+        case "compaction":
+            delta = {"type": "compaction_delta", "content": block["content"]}
+            yield delta, count_text(block["content"] or "")
         case _:
             return
 
@@ -131,5 +140,6 @@ def _final_usage(usage: Json) -> Json:
         "output_tokens",
         "output_tokens_details",
         "server_tool_use",
+        "iterations",
     )
     return {name: usage[name] for name in names if name in usage}

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from penstock.simulator.models import Model
     from penstock.simulator.wire import Json
 
-__all__ = ["CHARACTERS", "count_input", "count_text", "plain_text"]
+__all__ = ["CHARACTERS", "PER_MESSAGE", "count_block", "count_input", "count_text", "count_tools", "plain_text"]
 
 CHARACTERS = 4
-_PER_MESSAGE = 3
+PER_MESSAGE = 3
 _TOOL_PROMPT = 286
 
 Tier: TypeAlias = tuple[int, int]
@@ -27,17 +27,34 @@ def count_text(text: str) -> int:
 
 def count_input(body: Json, model: Model) -> int:
     """Input tokens of a request to `model`: system, messages and tools."""
-    tier = HIGH_RESOLUTION if model.high_resolution else STANDARD
-    tools = body.get("tools")
-    total = _content(body.get("system"), tier)
-    if is_list(tools) and tools:
-        total += _TOOL_PROMPT + sum(count_text(dump(tool).decode()) for tool in tools)
+    tier = _tier(model)
+    total = _content(body.get("system"), tier) + sum(count_tools(body.get("tools")))
     messages = body.get("messages")
     if is_list(messages):
-        total += sum(
-            _PER_MESSAGE + _content(message.get("content"), tier) for message in messages if is_object(message)
-        )
+        total += sum(PER_MESSAGE + _content(message.get("content"), tier) for message in messages if is_object(message))
     return max(1, total)
+
+
+def count_tools(tools: object) -> list[int]:
+    """Input tokens of each tool; the first one brings the instructions that all need."""
+    if not is_list(tools):
+        return []
+    return [_tool(tool) + (0 if index else _TOOL_PROMPT) for index, tool in enumerate(tools)]
+
+
+def _tool(tool: Json) -> int:
+    if "cache_control" in tool:
+        tool = {name: value for name, value in tool.items() if name != "cache_control"}
+    return count_text(dump(tool).decode())
+
+
+def count_block(block: Json, model: Model) -> int:
+    """Input tokens of a content block."""
+    return _block(block, _tier(model))
+
+
+def _tier(model: Model) -> Tier:
+    return HIGH_RESOLUTION if model.high_resolution else STANDARD
 
 
 def _content(content: object, tier: Tier) -> int:
@@ -60,6 +77,8 @@ def _block(block: object, tier: Tier) -> int:
             return _content(block.get("content"), tier)
         case "thinking" | "redacted_thinking":
             return 0
+        case "compaction":
+            return count_text(str(block.get("content") or ""))
         case _:
             return count_text(dump(block.get("input", "")).decode())
 

@@ -1,12 +1,13 @@
-"""JSON as it crosses the wire: narrowing, compact writing, and the API's error body. Nothing here decides anything."""
+"""JSON as it crosses the wire: narrowing, compact writing, ids, the API's error body. Nothing here decides anything."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeGuard
 
-__all__ = ["ApiError", "Json", "Request", "dump", "invalid", "is_list", "is_object"]
+__all__ = ["ApiError", "Json", "Request", "dump", "identifier", "invalid", "is_list", "is_object"]
 
 Json: TypeAlias = dict[str, Any]
 
@@ -20,6 +21,12 @@ def dump(value: object) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def identifier(prefix: str, salt: str) -> str:
+    """An id in the API's form, the same for the same `salt`."""
+    digest = hashlib.blake2b(f"{prefix}\0{salt}".encode(), digest_size=11).hexdigest()
+    return f"{prefix}_01{digest}"
 
 
 def is_object(value: object) -> TypeGuard[Json]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.simulator.binding import check_thoughts
 from penstock.simulator.validate import checks
+from penstock.simulator.validate.caching import check_caching
+from penstock.simulator.validate.context import check_context_management
 from penstock.simulator.validate.media import refuse_remote_media
 from penstock.simulator.validate.messages import check_messages, check_system
 from penstock.simulator.validate.thinking import check_max_tokens, check_output_config, check_thinking
@@ -32,7 +35,6 @@ _SAMPLING_VERSION = "2023-06-01"
 _FAST = frozenset({"claude-opus-5-5", "claude-opus-5", "claude-opus-4-8", "claude-fable-5-2"})
 _FAST_BY_BETA = frozenset({"claude-opus-5", "claude-opus-4-8"})
 _FAST_BETA = "fast-mode-2026-02-01"
-_TTLS = ("5m", "1h")
 
 
 def model_name(body: Json) -> str:
@@ -79,9 +81,11 @@ def _check_shared(body: Json, model: Model, version: str, betas: str) -> None:
     check_system(body)
     check_tools(body, model)
     check_tool_choice(body, model)
-    _check_cache_control(body.get("cache_control"))
-    check_messages(body, model, version)
+    check_context_management(body, model, betas)
+    check_messages(body, model, version, betas)
     check_turns(body["messages"], model)
+    check_caching(body)
+    check_thoughts(body, model)
 
 
 def _check_simple(body: Json) -> None:
@@ -131,12 +135,3 @@ def _check_speed(body: Json, model: Model, betas: str) -> None:
         return
     if model.id not in _FAST or (model.id in _FAST_BY_BETA and _FAST_BETA not in betas):
         raise invalid("speed: fast mode is not supported for this model.")
-
-
-def _check_cache_control(control: object) -> None:
-    if control is None:
-        return
-    given = checks.mapping(control, "cache_control")
-    checks.choice(given.get("type"), ("ephemeral",), "cache_control.type")
-    if given.get("ttl") is not None:
-        checks.choice(given["ttl"], _TTLS, "cache_control.ttl")

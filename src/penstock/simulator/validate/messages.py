@@ -26,8 +26,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "tool_use": ("id", "input", "name", "caller", "toolset_name"),
     "thinking": ("signature", "thinking"),
     "redacted_thinking": ("data",),
+    "compaction": ("content", "encrypted_content", "signature", "tool_changes"),
 }
-_ANYWHERE = ("container_upload", "mid_conv_system", "compaction", "tool_reference", "browser_state")
+_ANYWHERE = ("container_upload", "mid_conv_system", "tool_reference", "browser_state")
+_COMPACTED = (*_ANYWHERE, "compaction")
 _OF_USER = ("text", "image", "document", "search_result", "tool_result")
 _OF_ASSISTANT = ("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "server_tool_use",
                  "mcp_tool_use", "mcp_tool_result", "fallback")  # fmt: skip
@@ -53,8 +55,9 @@ def check_system(body: Json) -> None:
         _check_fields(given, "text", f"system.{index}")
 
 
-def check_messages(body: Json, model: Model, version: str) -> None:
+def check_messages(body: Json, model: Model, version: str, betas: str) -> None:
     """At least one message, at most 100,000, each well formed."""
+    anywhere = _COMPACTED if "compact-" in betas else _ANYWHERE
     messages = checks.listed(checks.required(body, "messages", "messages"), "messages")
     if not messages:
         raise invalid("messages: at least one message is required")
@@ -62,7 +65,8 @@ def check_messages(body: Json, model: Model, version: str) -> None:
         raise invalid(f"messages: Too many messages: {len(messages)} > {MAX_MESSAGES} maximum")
     media = MediaCheck(model)
     for index, message in enumerate(messages):
-        check = _MessageCheck(checks.mapping(message, f"messages.{index}"), f"messages.{index}", model, version, media)
+        at = f"messages.{index}"
+        check = _MessageCheck(checks.mapping(message, at), at, model, version, media, anywhere=anywhere)
         check.run(last=index == len(messages) - 1)
     media.check_count()
 
@@ -70,14 +74,17 @@ def check_messages(body: Json, model: Model, version: str) -> None:
 class _MessageCheck:
     """One message, with what its checks depend on."""
 
-    __slots__ = ("at", "media", "message", "model", "role", "version")
+    __slots__ = ("anywhere", "at", "media", "message", "model", "role", "version")
 
-    def __init__(self, message: Json, at: str, model: Model, version: str, media: MediaCheck) -> None:
+    def __init__(
+        self, message: Json, at: str, model: Model, version: str, media: MediaCheck, *, anywhere: tuple[str, ...]
+    ) -> None:
         self.message = message
         self.at = at
         self.model = model
         self.version = version
         self.media = media
+        self.anywhere = anywhere
         self.role = self._role()
 
     def _role(self) -> str:
@@ -113,7 +120,7 @@ class _MessageCheck:
         given = checks.mapping(block, at)
         kind = checks.string(checks.required(given, "type", f"{at}.type"), f"{at}.type")
         server_result = kind.endswith("_tool_result") and kind != "mcp_tool_result"
-        if kind not in allowed + _ANYWHERE and not (server_result and self.role == "assistant"):
+        if kind not in allowed + self.anywhere and not (server_result and self.role == "assistant"):
             expected = ", ".join(f"'{name}'" for name in allowed)
             raise invalid(
                 f"{at}: Input tag '{kind}' found using 'type' does not match any of the expected tags: {expected}"
@@ -151,6 +158,8 @@ def _check_fields(block: Json, kind: str, at: str) -> None:
         raise invalid("messages: text content blocks must be non-empty")
     if kind == "text" and not block["text"].strip():
         raise invalid("messages: text content blocks must contain non-whitespace text")
+    if kind == "compaction" and block.get("content") is not None and not checks.string(block["content"], at):
+        raise invalid(f"{at}.compaction.content: String should have at least 1 character")
     if kind == "tool_use":
         checks.mapping(checks.required(block, "input", f"{at}.tool_use.input"), f"{at}.tool_use.input")
     if kind in ("thinking", "redacted_thinking") and block.get("cache_control") is not None:

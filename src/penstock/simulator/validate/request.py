@@ -7,17 +7,23 @@ import zlib
 
 from penstock.simulator.wire import ApiError, Json, Request, invalid, is_object
 
-__all__ = ["MAX_BYTES", "check_size", "check_version", "find_key", "page_size", "parse"]
+__all__ = ["check_size", "check_version", "find_key", "max_bytes", "page_size", "parse"]
 
 MAX_BYTES = 32 * 1024 * 1024
+MAX_BATCH_BYTES = 256 * 1024 * 1024
 MAX_PAGE = 1000
 VERSIONS = ("2023-06-01", "2026-10-21")
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 
+def max_bytes(path: str) -> int:
+    """How large a body may be: 256 MB for a batch, else 32 MB."""
+    return MAX_BATCH_BYTES if path == "/v1/messages/batches" else MAX_BYTES
+
+
 def check_size(request: Request) -> None:
-    """At most 32 MB."""
-    if request.too_large or len(request.body) > MAX_BYTES:
+    """No body is larger than its path takes."""
+    if request.too_large or len(request.body) > max_bytes(request.path):
         raise ApiError(413, "request_too_large", "Request exceeds the maximum size")
 
 
@@ -44,7 +50,8 @@ def check_version(headers: dict[str, str]) -> str:
 
 def parse(request: Request) -> Json:
     """The body as a JSON object."""
-    data = _decoded(request.body, request.headers.get("content-encoding", "identity").strip().lower())
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    data = _decoded(request.body, encoding, most=max_bytes(request.path))
     try:
         body: object = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -59,17 +66,17 @@ def _refuse(name: str) -> None:
     raise ValueError(name)
 
 
-def _decoded(data: bytes, encoding: str) -> bytes:
+def _decoded(data: bytes, encoding: str, *, most: int) -> bytes:
     if encoding == "identity":
         return data
     if encoding not in _WINDOW_BITS:
         raise invalid(f"content-encoding: {encoding} is not supported", error_code="request_body_encoding_unsupported")
     inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        plain = inflate.decompress(data, MAX_BYTES + 1)
+        plain = inflate.decompress(data, most + 1)
     except zlib.error:
         raise invalid(f"The request body is not valid {encoding}", error_code="request_body_encoding_invalid") from None
-    if len(plain) > MAX_BYTES:
+    if len(plain) > most:
         message = "Request exceeds the maximum size after decoding"
         raise ApiError(413, "request_too_large", message, error_code="request_body_too_large_after_decoding")
     return plain

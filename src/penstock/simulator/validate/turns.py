@@ -88,7 +88,7 @@ def _leading_results(turn: _Turn) -> list[Json]:
 
 def _check_end(last: _Turn, model: Model) -> None:
     kinds = {block["type"] for block in last.blocks}
-    if "server_tool_use" in kinds:
+    if "server_tool_use" in kinds or (last.blocks and last.blocks[-1]["type"] == "compaction"):
         return  # a paused turn, sent back to be continued
     if not model.prefill:
         raise invalid(_PREFILL)

@@ -1,0 +1,127 @@
+"""What a tool loop tells an interface, as it happens.
+
+The rule here: frozen facts in the order in which they happened. Content is in them, because an interface shows it, but
+never in their `repr`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from penstock.streaming.accumulate import AnyMessage
+    from penstock.tools.outcome import ToolRun
+
+__all__ = [
+    "Finished",
+    "IterationStarted",
+    "MessageFinished",
+    "TextDelta",
+    "ToolDenied",
+    "ToolEvent",
+    "ToolFinished",
+    "ToolStarted",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationStarted:
+    """The model is asked for its next reply.
+
+    Attributes:
+        iteration: Which reply of this run, from 1.
+    """
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """Text that follows what came before; one delta, or several that came while nobody took them.
+
+    Attributes:
+        text: What was added.
+        iteration: To which reply.
+    """
+
+    text: str = field(repr=False)
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFinished:
+    """A reply is complete.
+
+    Attributes:
+        message: As the SDK makes it.
+        iteration: Which reply.
+    """
+
+    message: AnyMessage = field(repr=False)
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolStarted:
+    """A tool begins to run.
+
+    Attributes:
+        id: Of the call.
+        name: Of the tool.
+        input: What it is run with.
+    """
+
+    id: str
+    name: str
+    input: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFinished:
+    """A call is answered: by its tool, in its place, or because it could not run.
+
+    Attributes:
+        id: Of the call.
+        name: Of the tool.
+        content: What the model is told: text, or content blocks.
+        is_error: Whether it failed.
+        seconds: That the tool ran; 0 if it did not.
+    """
+
+    id: str
+    name: str
+    content: str | list[dict[str, Any]] = field(repr=False)
+    is_error: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolDenied:
+    """A call was denied.
+
+    Attributes:
+        id: Of the call.
+        name: Of the tool.
+        reason: What the model is told.
+    """
+
+    id: str
+    name: str
+    reason: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The loop has come to its end; the last event.
+
+    Attributes:
+        run: What came of it.
+    """
+
+    run: ToolRun
+
+
+ToolEvent: TypeAlias = (
+    IterationStarted | TextDelta | MessageFinished | ToolStarted | ToolFinished | ToolDenied | Finished
+)

@@ -1,0 +1,201 @@
+"""What a tool loop does next, decided synchronously.
+
+The rule here: it takes what happened and the time, and says what to do: ask the model, run calls, end, or stop with an
+error. It waits for nothing and sends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from penstock.errors import ToolLoopLimit, UnknownTool
+from penstock.tools.bill import Bill
+from penstock.tools.outcome import ToolRun
+from penstock.tools.transcript import Prompt, Transcript
+
+if TYPE_CHECKING:
+    from penstock.core.usage import Usage
+    from penstock.streaming.accumulate import AnyMessage
+    from penstock.tools.call import Result, ToolCall
+    from penstock.tools.options import ToolOptions
+    from penstock.tools.registry import Tools
+
+__all__ = ["Ask", "End", "LoopState", "RunCalls", "Step", "Stop"]
+
+# The turn is not over: it is sent back as it is, and the model goes on.
+_UNFINISHED: Final = ("pause_turn", "compaction")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Ask the model for its next reply."""
+
+    iteration: int
+    messages: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCalls:
+    """Run these calls, all at once."""
+
+    calls: list[ToolCall]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """It is over."""
+
+    run: ToolRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """It can't go on."""
+
+    error: ToolLoopLimit | UnknownTool
+
+
+Step: TypeAlias = Ask | RunCalls | End | Stop
+
+
+class LoopState:
+    """Where a tool loop stands.
+
+    Args:
+        prompt: As for `run_tools`.
+        tools: What the model is offered.
+        options: How far it may go.
+
+    Attributes:
+        transcript: The messages.
+        bill: What the replies used.
+        iterations: Replies so far.
+        tool_calls: Calls answered so far.
+        container: Where code that the model ran on the server goes on; `None` if it ran none.
+
+    Raises:
+        InvalidHistory: A message of the prompt is not what the API takes.
+    """
+
+    def __init__(self, prompt: Prompt, tools: Tools, options: ToolOptions) -> None:
+        self.transcript = Transcript(prompt)
+        self.bill = Bill()
+        self.iterations = 0
+        self.tool_calls = 0
+        self.container: str | None = None
+        self._tools = tools
+        self._options = options
+        self._began = 0.0
+        self._message: AnyMessage | None = None
+        # A transcript to go on from may end with calls.
+        self._runs_calls = True
+        self._last_turn: object = None
+        self._identical_turns = 0
+
+    def __repr__(self) -> str:
+        return f"<LoopState {self.iterations} replies, {self.tool_calls} calls, {self.transcript!r}>"
+
+    # What happened
+
+    def begin(self, now: float) -> None:
+        """Note when it starts."""
+        self._began = now
+
+    def received(self, message: AnyMessage) -> None:
+        """Note a reply."""
+        reason = message.stop_reason
+        self.iterations += 1
+        self.bill.add(message)
+        if message.container is not None:
+            self.container = message.container.id
+        if reason != "refusal":
+            self.transcript.add_reply(message.content)
+        self._runs_calls = reason == "tool_use"
+        asks_again = reason in _UNFINISHED or (self._runs_calls and bool(self.transcript.unanswered))
+        if not asks_again:
+            self._message = message
+            self.transcript.not_run = f"Not run: the reply ended before, with stop_reason {reason}."
+
+    def broke_off(self, usage: Usage, model: str) -> None:
+        """Note a reply that is asked for again."""
+        self.bill.add_broken(usage, model)
+
+    def answered(self, call: ToolCall, result: Result) -> None:
+        """Note the result of a call."""
+        self.tool_calls += 1
+        self.transcript.answer(call, result)
+
+    # What to do
+
+    def next(self, now: float) -> Step:
+        """Decide.
+
+        Raises:
+            UnknownPrice: There is a bound on the cost, and none is known for a reply.
+        """
+        if self._message is not None:
+            return End(run=self._run(self._message))
+        calls = self.transcript.unanswered if self._runs_calls else []
+        reached = self._reached(now) or self._too_many(calls)
+        if reached is None and calls:
+            return self._unknown(calls) or RunCalls(calls=calls)
+        if reached is None and self._runs_calls:
+            reached = self._close_turn()
+        return (
+            self.stopped(reached) if reached else Ask(iteration=self.iterations + 1, messages=self.transcript.to_send)
+        )
+
+    def stopped(self, limit: str) -> Stop:
+        """Return how it ends at a bound."""
+        self.transcript.not_run = f"Not run: the tool loop reached {limit}."
+        return Stop(error=ToolLoopLimit(limit, transcript=list(self.transcript.valid)))
+
+    def out_of_time(self) -> Stop:
+        """Return how it ends when its time is over while something is under way."""
+        return self.stopped(f"max_seconds={self._options.max_seconds:g}")
+
+    def _close_turn(self) -> str | None:
+        """End a turn whose calls are all answered; returns the bound that is reached if it is always the same."""
+        most, turn = self._options.max_identical_turns, self.transcript.turn
+        if turn:
+            self._identical_turns = self._identical_turns + 1 if turn == self._last_turn else 1
+            self._last_turn = turn
+        self.transcript.close_turn()
+        return f"max_identical_turns={most}" if most is not None and self._identical_turns >= most else None
+
+    def _reached(self, now: float) -> str | None:
+        """Return the bound that leaves no room for another reply."""
+        options = self._options
+        if self.iterations >= options.max_iterations:
+            return f"max_iterations={options.max_iterations}"
+        if options.max_total_tokens is not None and self.bill.usage.total_tokens >= options.max_total_tokens:
+            return f"max_total_tokens={options.max_total_tokens}"
+        if options.max_cost_usd is not None and self.bill.cost_usd >= options.max_cost_usd:
+            return f"max_cost_usd={options.max_cost_usd}"
+        if options.max_seconds is not None and now - self._began >= options.max_seconds:
+            return f"max_seconds={options.max_seconds:g}"
+        return None
+
+    def _too_many(self, calls: list[ToolCall]) -> str | None:
+        most = self._options.max_tool_calls
+        return f"max_tool_calls={most}" if most is not None and self.tool_calls + len(calls) > most else None
+
+    def _unknown(self, calls: list[ToolCall]) -> Stop | None:
+        if self._options.on_unknown_tool == "answer":
+            return None
+        unknown = next((call for call in calls if self._tools.find(call) is None), None)
+        if unknown is None:
+            return None
+        self.transcript.not_run = "Not run: one of the tools called in this turn does not exist."
+        return Stop(error=UnknownTool(unknown.name, transcript=list(self.transcript.valid)))
+
+    def _run(self, message: AnyMessage) -> ToolRun:
+        return ToolRun(
+            message=message,
+            transcript=self.transcript.valid,
+            iterations=self.iterations,
+            tool_calls=self.tool_calls,
+            usage=self.bill.usage,
+            _bill=self.bill,
+        )
