@@ -1,0 +1,335 @@
+"""A conversation: ask, and be answered; the history changes when a whole answer has come, and only then.
+
+The rule here: one at a time, in order. Whatever is asked works on a copy of the history, which takes the place of the
+old one in a single assignment, after the last thing that can fail.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+from penstock.chat.history import open_calls, turns_of
+from penstock.chat.limits import takes_system_turns
+from penstock.chat.options import SUMMARY_PROMPT, ConversationOptions
+from penstock.chat.parts import Parts, checked_params, sdk_of
+from penstock.chat.streamed import ConversationStream
+from penstock.chat.system_prompt import SystemPrompt, as_system_prompt, same_prompt
+from penstock.chat.talk import ConversationStatistics, Question, Talk
+from penstock.chat.turn import Turn, plain
+from penstock.errors import InvalidHistory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from anthropic.types import MessageParam
+
+    from penstock.chat.history import Content
+    from penstock.chat.options import CacheTTL, OnTruncation, Overflow
+    from penstock.chat.parts import AnyClient
+    from penstock.chat.reply import Reply
+    from penstock.core.usage import Usage
+
+__all__ = ["Conversation"]
+
+
+class Conversation:
+    """A session with a model: remembers what was said, and keeps it within the window and within a budget.
+
+    Args:
+        client: A `Client`, or an `AsyncAnthropic`, governed or not.
+        model: Who answers.
+        max_tokens: What an answer may take, 1 or more; each `send` may say otherwise.
+        system: The system prompt. It never changes.
+        messages: A history to begin with, as the SDK takes it.
+        tools: As the SDK takes them. A reply with `tool_calls` is answered by `send([…tool_result blocks…])`.
+        token_budget: Tokens that the whole session may use, 1,000 or more: of every request, input (also what the cache
+            had) and output. `None` for no bound.
+        cost_budget_usd: The same in USD, above 0.
+        on_truncation: What `send` does about an answer that `max_tokens` cuts off: `"return"` it, `"continue"` it, or
+            `"retry"` with twice the `max_tokens`, up to three times.
+        overflow: How the history is kept short: `"window"` leaves out the oldest exchanges, `"summary"` has them
+            summarized, `"compaction"` leaves it to the API, where the model offers that.
+        trim_at: The share of the window above which that happens, 0.1 to 0.95.
+        trim_to: The share that it shrinks to, below `trim_at`.
+        window_tokens: Treat the model's window as that large, 1,000 or more; the model's own by default.
+        summary_model: Who summarizes.
+        summary_prompt: What it is told.
+        summary_max_tokens: What a summary may take, 100 or more, thinking included.
+        cache_ttl: How long the prompt cache keeps what was sent: `"5m"` or `"1h"`; `None` marks nothing for it.
+        id: The session's id, with which requests are labelled (`session`) unless the caller does; random by default.
+        **params: More parameters of `messages.create`, for every request: `thinking`, `output_config`, ….
+
+    Raises:
+        InvalidHistory: The `messages` are not what the API takes.
+        pydantic.ValidationError: An option is out of its range; it is also a `ValueError`.
+        TypeError: The `client` is none, or one of `params` is the conversation's own matter.
+
+    Example:
+        >>> import anthropic
+        >>> async def main() -> None:
+        ...     async with anthropic.AsyncAnthropic() as claude:
+        ...         chat = Conversation(claude, model="claude-sonnet-5-5", system="You are terse.")
+        ...         reply = await chat.send("Name a river.")
+        ...         print(reply.stop_reason, len(chat.messages))
+        >>> import anyio
+        >>> anyio.run(main)
+        end_turn 2
+    """
+
+    def __init__(
+        self,
+        client: AnyClient,
+        *,
+        model: str,
+        max_tokens: int = 8192,
+        system: str | SystemPrompt | None = None,
+        messages: Iterable[MessageParam] = (),
+        tools: Iterable[Mapping[str, Any]] = (),
+        token_budget: int | None = None,
+        cost_budget_usd: Decimal | float | None = None,
+        on_truncation: OnTruncation = "return",
+        overflow: Overflow = "window",
+        trim_at: float = 0.75,
+        trim_to: float = 0.40,
+        window_tokens: int | None = None,
+        summary_model: str = "claude-haiku-5-5",
+        summary_prompt: str = SUMMARY_PROMPT,
+        summary_max_tokens: int = 4096,
+        cache_ttl: CacheTTL | None = "5m",
+        id: str | None = None,  # noqa: A002 - the name of the attribute
+        **params: Any,
+    ) -> None:
+        options = ConversationOptions(
+            model=model,
+            max_tokens=max_tokens,
+            token_budget=token_budget,
+            cost_budget_usd=None if cost_budget_usd is None else Decimal(str(cost_budget_usd)),
+            on_truncation=on_truncation,
+            overflow=overflow,
+            trim_at=trim_at,
+            trim_to=trim_to,
+            window_tokens=window_tokens,
+            summary_model=summary_model,
+            summary_prompt=summary_prompt,
+            summary_max_tokens=summary_max_tokens,
+            cache_ttl=cache_ttl,
+        )
+        turns = turns_of(messages)
+        if any(turn.role == "system" for turn in turns):
+            _check_system_turns(model)
+        parts = Parts(
+            sdk=sdk_of(client),
+            options=options,
+            id=id or uuid.uuid4().hex,
+            system=as_system_prompt(system),
+            tools=[plain(tool, f"tools.{index}") for index, tool in enumerate(tools)],
+            params=checked_params(params),
+        )
+        self._take(parts, parts.talk(turns))
+
+    def _take(self, parts: Parts, talk: Talk) -> Self:
+        self._parts = parts
+        self._talk = talk
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.id}, {self.model}, {len(self._talk.turns)} turns, {self.spent_tokens} tokens>"
+
+    # What it is
+
+    @property
+    def id(self) -> str:
+        """Its id, the label `session` of its requests."""
+        return self._parts.id
+
+    @property
+    def model(self) -> str:
+        """Who answers."""
+        return self._parts.options.model
+
+    @property
+    def system(self) -> SystemPrompt | None:
+        """Its system prompt."""
+        return self._parts.system
+
+    @property
+    def options(self) -> ConversationOptions:
+        """What it was told, checked."""
+        return self._parts.options
+
+    @property
+    def messages(self) -> list[MessageParam]:
+        """Its history, as the SDK takes it; a copy."""
+        return copy.deepcopy([turn.param() for turn in self._talk.turns])
+
+    @property
+    def pending_tool_calls(self) -> tuple[str, ...]:
+        """The ids of the tool calls that the next `send` must answer."""
+        return open_calls(self._talk.turns)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all its requests, interrupted and cancelled ones too, as far as they are known."""
+        return self._talk.requester.spending.usage
+
+    @property
+    def spent_tokens(self) -> int:
+        """All those tokens together, which the `token_budget` pays for."""
+        return self.usage.total_tokens
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What they cost, in USD.
+
+        Raises:
+            UnknownPrice: The price of the model isn't known.
+        """
+        return self._talk.requester.spending.cost_usd
+
+    def statistics(self) -> ConversationStatistics:
+        """Return its numbers at this moment."""
+        return self._talk.statistics()
+
+    # Asking
+
+    async def send(
+        self,
+        content: Content = "",
+        *,
+        images: Iterable[Mapping[str, Any]] = (),
+        documents: Iterable[Mapping[str, Any]] = (),
+        pin: bool = False,
+        max_tokens: int | None = None,
+        on_truncation: OnTruncation | None = None,
+    ) -> Reply:
+        """Ask, and wait for the whole reply; others who ask meanwhile wait for their turn.
+
+        The history gets the question and the answer together. If anything fails or is cancelled, or if the model
+        refuses (`reply.refusal`), it stays as it was.
+
+        Args:
+            content: A text, or content blocks, such as the results of tools. Nothing, to let a paused answer go on, or
+                to have a history answered that ends with the user's turn.
+            images: Image blocks, as `penstock.image` makes them.
+            documents: Document blocks.
+            pin: Keep this exchange whatever is trimmed.
+            max_tokens: For this reply.
+            on_truncation: For this reply.
+
+        Raises:
+            BudgetExceeded: What is left of a budget doesn't pay for it. Nothing was sent.
+            ContextOverflow: It does not fit into the window. Nothing was sent.
+            InvalidHistory: The API would not take it: it is empty, or tool calls are left without results.
+            StreamInterrupted: The answer broke off, twice.
+            RuntimeError: This task is still inside a `stream` of the same conversation.
+            anthropic.APIError: The request failed.
+        """
+        question = self._question(content, images, documents, pin=pin, max_tokens=max_tokens)
+        chosen = on_truncation or self._parts.options.on_truncation
+        if chosen not in ("return", "continue", "retry"):
+            raise ValueError(f"on_truncation must be 'return', 'continue' or 'retry', not {chosen!r}")
+        return await self._talk.send(question, chosen)
+
+    def stream(
+        self,
+        content: Content = "",
+        *,
+        images: Iterable[Mapping[str, Any]] = (),
+        documents: Iterable[Mapping[str, Any]] = (),
+        pin: bool = False,
+        max_tokens: int | None = None,
+    ) -> ConversationStream:
+        """Ask, and read the answer as it comes: `async with` it for a `penstock.streaming.Stream`.
+
+        When the block is left, the history gets the question and the answer, if the answer was read to its end, by
+        whichever method. Left, interrupted or cancelled before, it stays as it was. An answer that is cut off or paused
+        comes as it is: ask to go on with another `send` or `stream`.
+
+        Args:
+            content: As for `send`.
+            images: As for `send`.
+            documents: As for `send`.
+            pin: As for `send`.
+            max_tokens: As for `send`.
+        """
+        return ConversationStream(
+            self._talk, self._question(content, images, documents, pin=pin, max_tokens=max_tokens)
+        )
+
+    def _question(
+        self,
+        content: Content,
+        images: Iterable[object],
+        documents: Iterable[object],
+        *,
+        pin: bool,
+        max_tokens: int | None,
+    ) -> Question:
+        chosen = self._parts.options.max_tokens if max_tokens is None else max_tokens
+        return Question(content, images, documents, pin=pin, max_tokens=chosen)
+
+    def add_system_turn(self, text: str) -> None:
+        """Tell the model something as the operator, from here on; the system prompt stays as it is.
+
+        Raises:
+            ValueError: The text is empty, or the model takes no such turns.
+            InvalidHistory: Tool calls wait for their results, or nothing has been said yet.
+            RuntimeError: Somebody is asking now.
+        """
+        _check_system_turns(self.model)
+        if not text.strip():
+            raise ValueError("a system turn must be a text that is not empty")
+        if self._talk.turnstile.busy:
+            raise RuntimeError("an answer is under way; add a system turn when it is there")
+        turns = self._talk.turns
+        if not turns or turns[-1].paused or open_calls(turns):
+            raise InvalidHistory(f"turns.{len(turns)}", "a system turn can only follow an answer that is done")
+        self._talk.turns = (*turns, Turn(role="system", content=({"type": "text", "text": text},)))
+
+    # Copies
+
+    def fork(self, *, id: str | None = None) -> Self:  # noqa: A002 - the name of the attribute
+        """Return a conversation that goes on from here by itself, with what was spent so far.
+
+        Args:
+            id: Of the new one; random by default.
+        """
+        fork = type(self).__new__(type(self))
+        return fork._take(*self._parts.fork(self._talk, id or uuid.uuid4().hex))  # noqa: SLF001 - of its own class
+
+    def to_json(self) -> str:
+        """Return it as text, history, options and what was spent; the same text for the same conversation.
+
+        Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) are not in it.
+        """
+        return self._parts.save(self._talk)
+
+    @classmethod
+    def from_json(
+        cls, text: str | bytes, client: AnyClient, *, system: str | SystemPrompt | None = None, **params: Any
+    ) -> Self:
+        """Return a conversation that was saved.
+
+        Args:
+            text: What `to_json` gave.
+            client: As for a new one.
+            system: The system prompt that it should have, to be sure that it does.
+            **params: Those that are not saved: `extra_headers`, `mcp_servers`, ….
+
+        Raises:
+            InvalidHistory: It is damaged, or something else.
+            SystemPromptChanged: It has another system prompt.
+            TypeError: One of `params` is saved.
+        """
+        parts, talk = Parts.load(text, sdk_of(client), params)
+        if system is not None:
+            same_prompt(parts.system, as_system_prompt(system))
+        return cls.__new__(cls)._take(parts, talk)  # noqa: SLF001 - of its own class
+
+
+def _check_system_turns(model: str) -> None:
+    if not takes_system_turns(model):
+        raise ValueError(f"{model!r} takes no system turns; begin a new conversation with another system prompt")
