@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import anthropic
 import pytest
 
-from penstock import Client, RetryOptions, Settings
+from penstock import Client, RetryOptions, SanitizeOptions, Settings
 from penstock.chain import build_chain
 from penstock.core.attempt import Attempt
 from penstock.core.background import Background
@@ -60,6 +60,8 @@ def test_the_order_is_pinned() -> None:
     """Outermost first: the order is a decision, which nobody changes by accident."""
     names = [type(guard).__name__ for guard in chain_of().middleware]
     assert names == ["Record", "Retry", "CircuitBreaker", "Admit", "Meter"]
+    names = [type(guard).__name__ for guard in chain_of(sanitize=True).middleware]
+    assert names == ["Record", "Sanitize", "Retry", "CircuitBreaker", "Admit", "Meter"]
 
 
 def test_a_client_has_that_chain() -> None:
@@ -128,10 +130,14 @@ async def _outcome(call: Callable[[anthropic.AsyncAnthropic], Awaitable[object]]
 
 async def test_settings_reach_their_guards() -> None:
     """Each part of the settings is what its guard works with."""
-    chain = chain_of(concurrency=3, retry=RetryOptions(quota=17), deadline_s=5)
+    chain = chain_of(
+        concurrency=3, retry=RetryOptions(quota=17), deadline_s=5, sanitize=SanitizeOptions(max_characters=9)
+    )
     assert chain.admit.statistics().concurrency == 3
     assert chain.retry.statistics().capacity == 17
     assert chain.record._deadline_s == 5
+    assert chain.sanitize is not None
+    assert chain.sanitize._options.max_characters == 9
 
 
 async def test_the_guards_share_one_attempt(simulator: Simulator) -> None:

@@ -13,6 +13,7 @@ from penstock.guards.breaker import CircuitBreaker
 from penstock.guards.meter import Meter
 from penstock.guards.record import Record
 from penstock.guards.retry import Retry
+from penstock.guards.sanitize import Sanitize
 
 if TYPE_CHECKING:
     import random
@@ -32,6 +33,7 @@ class Chain:
     """The guards of one client, outermost first."""
 
     record: Record
+    sanitize: Sanitize | None
     retry: Retry
     breaker: CircuitBreaker
     admit: Admit
@@ -42,6 +44,8 @@ class Chain:
         """The guards in the order in which a request meets them."""
         return (
             self.record,  # sees every call begin and end, and what leaves, whatever the others do
+            # outside retry: once for each call; inside record: what it refuses is reported. Only if it was asked for.
+            *(() if self.sanitize is None else (self.sanitize,)),
             self.retry,  # inside record: a call is reported once; outside the rest: each attempt passes them anew
             self.breaker,  # inside retry: counts attempts; outside admit: a doomed request must not wait or take quota
             self.admit,  # last before the wire: nothing is held while waiting for something else
@@ -55,6 +59,7 @@ def build_chain(
     """Make the guards of one client; they share nothing but the call that passes them."""
     return Chain(
         record=Record(observers=observers, background=background, deadline_s=settings.deadline_s, gate=gate),
+        sanitize=None if settings.sanitize is None else Sanitize(settings.sanitize, observers=observers),
         retry=Retry(settings.retry, observers=observers, rng=rng),
         breaker=CircuitBreaker(settings.breaker, observers=observers),
         admit=Admit(settings.admit, observers=observers, rng=rng),
