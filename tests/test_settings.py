@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 import pytest
 
-from penstock import BreakerOptions, Client, Limits, RetryOptions, Settings
+from penstock import BreakerOptions, Client, Limits, RetryOptions, SanitizeOptions, Settings
 from penstock.core.secret import Secret
 from penstock.settings import SettingsFields, check_base_url
 
@@ -47,8 +47,12 @@ FIELDS: dict[str, tuple[str, object]] = {
     "fair_by": ("team", "team"),
     "tenant_weights": ('{"u1": 2}', {"u1": 2.0}),
     "priority_weights": ('{"batch": 2}', {"batch": 2.0}),
+    "system": ("You are terse.", "You are terse."),
+    "token_budget": ("50000", 50_000),
+    "max_tool_iterations": ("3", 3),
     "retry": ('{"max_attempts": 7}', RetryOptions(max_attempts=7)),
     "breaker": ('{"window": 50}', BreakerOptions(window=50)),
+    "sanitize": ('{"max_characters": 500}', SanitizeOptions(max_characters=500)),
     "log": ("false", False),
 }
 
@@ -98,6 +102,22 @@ class TestSources:
         assert settings.limits == Limits(requests_per_minute=50)
         assert settings.retry == RetryOptions(max_attempts=9, base_s=0.25)
         assert settings.breaker.open_s == 5
+
+    @pytest.mark.parametrize("given", [True, "true", "1", "ON", 1])
+    def test_sanitize_can_be_a_plain_yes(self, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+        """It means the defaults; its parts have variables of their own."""
+        assert Settings(sanitize=given).sanitize == SanitizeOptions()
+        monkeypatch.setenv("PENSTOCK_SANITIZE", str(given).lower())
+        assert Settings().sanitize == SanitizeOptions()
+        monkeypatch.delenv("PENSTOCK_SANITIZE")
+        monkeypatch.setenv("PENSTOCK_SANITIZE__ON_PATTERN", "refuse")
+        assert Settings().sanitize == SanitizeOptions(on_pattern="refuse")
+
+    @pytest.mark.parametrize("given", [False, "false", "0", "off", None])
+    def test_sanitize_can_be_a_plain_no(self, given: Any) -> None:
+        """Which is what it is by itself."""
+        assert Settings(sanitize=given).sanitize is None
+        assert Settings().sanitize is None
 
     def test_limits_can_be_given_by_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A mapping from patterns of model names, in code and in the environment."""

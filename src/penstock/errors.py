@@ -25,7 +25,9 @@ __all__ = [
     "ContextOverflow",
     "InvalidHistory",
     "InvalidImage",
+    "InvalidOutput",
     "InvalidStream",
+    "ItemFailed",
     "JournalError",
     "KeyNotFound",
     "NoKeyAvailable",
@@ -34,6 +36,7 @@ __all__ = [
     "RequestExceedsQuota",
     "StreamInterrupted",
     "SystemPromptChanged",
+    "TooManyFailures",
     "ToolLoopLimit",
     "UnknownPrice",
     "UnknownTool",
@@ -273,6 +276,57 @@ class JournalError(PenstockError):
         self.reason = reason
 
 
+class InvalidOutput(PenstockError):
+    """An answer is not what `output_format` asks for: cut short, refused, or of another shape.
+
+    Attributes:
+        stop_reason: Why the answer ended, as the API gave it.
+        problems: What is wrong with it, as pydantic's names of errors (`missing`, `int_parsing`).
+    """
+
+    def __init__(self, *, stop_reason: str | None, problems: tuple[str, ...]) -> None:
+        remedy = " Allow more max_tokens." if stop_reason == "max_tokens" else ""
+        super().__init__(
+            f"the answer doesn't fit output_format ({', '.join(problems)}); it ended with {stop_reason!r}.{remedy}"
+        )
+        self.stop_reason = stop_reason
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again from its data."""
+        return _invalid_output, (self.stop_reason, self.problems)
+
+
+def _invalid_output(stop_reason: str | None, problems: tuple[str, ...]) -> InvalidOutput:
+    return InvalidOutput(stop_reason=stop_reason, problems=problems)
+
+
+class ItemFailed(PenstockError):
+    """An item failed, as the line of a result file says: in an earlier run, or in a message batch.
+
+    Attributes:
+        result: `errored`, `canceled` or `expired`.
+        error_type: The API's error type, or the name of the error; `None` if the line tells none.
+        body: The API's error body as the line has it; `None` if there is none. It is left out of the error's text.
+    """
+
+    body: object
+
+    def __init__(self, result: str, *, error_type: str | None = None, body: object = None) -> None:
+        super().__init__(f"the item {result}" + (f": {error_type}" if error_type else ""))
+        self.result = result
+        self.error_type = error_type
+        self.body = body
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again from its data."""
+        return _item_failed, (self.result, self.error_type, self.body)
+
+
+def _item_failed(result: str, error_type: str | None, body: object) -> ItemFailed:
+    return ItemFailed(result, error_type=error_type, body=body)
+
+
 class SystemPromptChanged(PenstockError):
     """A conversation was to go on under another system prompt than it began with.
 
@@ -288,6 +342,31 @@ class SystemPromptChanged(PenstockError):
         )
         self.expected = expected
         self.found = found
+
+
+class TooManyFailures(PenstockError):
+    """A fan-out was stopped, because more of its items failed than `max_failures` allows.
+
+    Attributes:
+        failed: Items that failed, the last one included.
+        finished: Items that were answered or failed.
+    """
+
+    def __init__(self, *, failed: int, finished: int) -> None:
+        super().__init__(
+            f"{failed} of {finished} items failed, more than max_failures allows; the last error is the cause of this "
+            "one. Nothing more was started."
+        )
+        self.failed = failed
+        self.finished = finished
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again from its data."""
+        return _too_many_failures, (self.failed, self.finished)
+
+
+def _too_many_failures(failed: int, finished: int) -> TooManyFailures:
+    return TooManyFailures(failed=failed, finished=finished)
 
 
 class ToolLoopLimit(PenstockError):

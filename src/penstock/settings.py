@@ -29,6 +29,7 @@ from penstock.admission.options import AdmitOptions
 from penstock.core.secret import Secret
 from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
+from penstock.guards.sanitize import SanitizeOptions
 from penstock.keys.environment import as_secret
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ def _as_secrets(value: object) -> tuple[Secret, ...]:
 
 def _as_secret(item: object) -> Secret:
     return as_secret(item if isinstance(item, str | Secret) else "")
+
+
+def _as_sanitize(value: object) -> object:
+    """Take a plain yes or no, as text too, for the defaults or nothing."""
+    text = str(value).lower() if isinstance(value, bool | int | str) else ""
+    if text in {"true", "1", "yes", "on"}:
+        return SanitizeOptions()
+    return None if text in {"false", "0", "no", "off"} else value
 
 
 def check_base_url(url: str, *, allow_http: bool) -> str:
@@ -117,10 +126,15 @@ class Settings(AdmitOptions, BaseSettings):
             fan-out have none.
         close_timeout_s: Seconds that calls under way may take when the client is closed, before they are cancelled;
             0 or more.
-        model: For `fan_out` and `map`, where none is given.
-        max_tokens: For `fan_out` and `map`, where none is given; 1 or more.
+        model: For `fan_out`, `map`, the tool loop and conversations, where none is given.
+        max_tokens: For `fan_out`, `map`, the tool loop and conversations, where none is given; 1 or more.
+        system: The system prompt of conversations, where none is given; not empty.
+        token_budget: Tokens that each conversation may use, where none is given; 1,000 or more, `None` for no bound.
+        max_tool_iterations: Replies of the model in a tool loop, where no `max_iterations` is given; 1 to 10.
         retry: How often and when failed attempts are repeated.
         breaker: When a failing service is left alone.
+        sanitize: What is looked for in the input of requests, and what is done about it; `True` for the defaults,
+            `None` or `False` for nothing.
         log: Whether to log one line for each call to the logger `penstock`.
 
     Raises:
@@ -152,8 +166,12 @@ class Settings(AdmitOptions, BaseSettings):
     close_timeout_s: float = Field(default=10.0, ge=0)
     model: str | None = Field(default=None, min_length=1)
     max_tokens: int = Field(default=8192, ge=1)
+    system: str | None = Field(default=None, min_length=1)
+    token_budget: int | None = Field(default=None, ge=1000)
+    max_tool_iterations: int = Field(default=5, ge=1, le=10)
     retry: RetryOptions = RetryOptions()
     breaker: BreakerOptions = BreakerOptions()
+    sanitize: Annotated[SanitizeOptions | None, BeforeValidator(_as_sanitize)] = None
     log: bool = True
 
     def __init__(self, **fields: Any) -> None:
@@ -278,6 +296,8 @@ class SettingsFields(TypedDict, total=False):
     close_timeout_s: float
     model: str | None
     max_tokens: int
+    system: str | None
+    token_budget: int | None
     limits: Limits | dict[str, Limits] | None
     concurrency: int | Literal["adaptive"]
     min_concurrency: int
@@ -290,6 +310,8 @@ class SettingsFields(TypedDict, total=False):
     fair_by: str
     tenant_weights: dict[str, float]
     priority_weights: dict[str, float]
+    max_tool_iterations: int
     retry: RetryOptions
     breaker: BreakerOptions
+    sanitize: SanitizeOptions | bool | None
     log: bool

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from typing import Any
 
 import anthropic
@@ -9,7 +10,17 @@ import httpx2
 import pytest
 from anthropic.types import Message
 
-from penstock import ClientClosed, FanOutResult
+from penstock import (
+    AdmissionTimeout,
+    BudgetExceeded,
+    ClientClosed,
+    ContextOverflow,
+    FanOutResult,
+    ItemFailed,
+    JournalError,
+    NoKeyAvailable,
+)
+from penstock.batch.result import is_final
 from penstock.simulator import Simulator
 
 ASK: Any = {
@@ -78,3 +89,112 @@ async def test_a_result_is_ok_or_not_and_frozen() -> None:
     assert (good.ok, bad.ok) == (True, False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         good.index = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"custom_id": "a", "result": {"type": "expired"}},
+        {"custom_id": "a", "result": {"type": "canceled"}},
+        {"custom_id": "a", "result": {"type": "errored", "error": {"type": "error", "error": {"type": "x_error"}}}},
+        {"custom_id": "a", "result": {"type": "succeeded", "message": {"content": [{"type": "of_tomorrow", "x": 1}]}}},
+    ],
+)
+def test_a_line_comes_back_as_it_was(line: dict[str, Any]) -> None:
+    """Of every type, with content that this SDK doesn't know."""
+    result = FanOutResult.from_line(line, index=7)
+    assert (result.custom_id, result.index, result.replayed) == ("a", 7, True)
+    assert result.ok == (line["result"]["type"] == "succeeded")
+    assert result.to_dict() == line
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "error_type"),
+    [
+        ({"type": "expired"}, "expired", None),
+        ({"type": "errored"}, "errored", None),
+        ({"type": "errored", "error": "text"}, "errored", None),
+        ({"type": "errored", "error": {"error": "text"}}, "errored", None),
+        (
+            {"type": "errored", "error": {"error": {"type": "overloaded_error", "message": "x"}}},
+            "errored",
+            "overloaded_error",
+        ),
+        (
+            {"type": "errored", "error": {"error": {"type": "api_error", "message": "ValueError: x"}}},
+            "errored",
+            "ValueError",
+        ),
+        (
+            {"type": "errored", "error": {"error": {"type": "api_error", "message": "Internal server error"}}},
+            "errored",
+            "api_error",
+        ),
+        ({"type": "errored", "error": {"error": {"type": "api_error"}}}, "errored", "api_error"),
+    ],
+)
+def test_a_failure_is_told_by_its_type(result: dict[str, Any], kind: str, error_type: str | None) -> None:
+    """The API's type, or the name of the error that was written down; never its text."""
+    error = FanOutResult.from_line({"custom_id": "a", "result": result}, index=0).error
+    assert isinstance(error, ItemFailed)
+    assert (error.result, error.error_type) == (kind, error_type)
+    assert str(error) == f"the item {kind}" + (f": {error_type}" if error_type else "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"custom_id": "a"},
+        {"custom_id": 7, "result": {"type": "expired"}},
+        {"custom_id": "a", "result": "x"},
+        {"custom_id": "a", "result": {"type": "succeeded"}},
+        {"custom_id": "a", "result": {"type": "of_tomorrow"}},
+        {"custom_id": "a", "result": {}},
+    ],
+)
+def test_what_is_no_line_is_refused(line: dict[str, Any]) -> None:
+    """With what is missing."""
+    with pytest.raises(ValueError, match=r"it has no custom_id and result|its result has the type"):
+        FanOutResult.from_line(line, index=0)
+
+
+def test_what_was_not_asked_for_reasons_of_the_moment_is_not_final() -> None:
+    """Another run may have a key, a budget, or time."""
+    request = httpx2.Request("POST", "http://x.invalid")
+    response = httpx2.Response(401, request=request)
+    for error in (
+        ClientClosed("closed"),
+        NoKeyAvailable("none"),
+        AdmissionTimeout("late"),
+        BudgetExceeded("b", spent_tokens=1, needed_tokens=1),
+        JournalError("a", "full"),
+        anthropic.AuthenticationError("x", response=response, body=None),
+    ):
+        assert not is_final(error)
+    for final in (
+        None,
+        ValueError("x"),
+        ContextOverflow("m", needed_tokens=2, window_tokens=1),
+        anthropic.APITimeoutError(request=request),
+    ):
+        assert is_final(final)
+
+
+async def test_the_cost_is_that_of_the_answer() -> None:
+    """`None` where there is none, or no price is known."""
+    answer = await message()
+    cost = FanOutResult(custom_id="a", index=0, message=answer).cost_usd
+    assert cost is not None
+    assert cost > 0
+    unknown = answer.model_copy(update={"model": "claude-nonesuch"})
+    assert FanOutResult(custom_id="a", index=0, message=unknown).cost_usd is None
+    assert FanOutResult(custom_id="a", index=0, error=ValueError("x")).cost_usd is None
+
+
+async def test_a_result_can_be_pickled() -> None:
+    """Between processes, with what is known of it."""
+    result = FanOutResult(custom_id="a", index=0, message=await message(), attempts=2, latency_s=1.5)
+    assert pickle.loads(pickle.dumps(result)) == result
+    read = FanOutResult.from_line(result.to_dict(), index=0)
+    assert pickle.loads(pickle.dumps(read)) == read

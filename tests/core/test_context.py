@@ -9,12 +9,15 @@ import pytest
 
 from penstock.core.context import (
     Patience,
+    Pin,
     current_deadline,
     current_labels,
     current_patience,
+    current_pin,
     deadline,
     labels,
     patience,
+    pinned,
 )
 
 if TYPE_CHECKING:
@@ -160,6 +163,14 @@ async def test_a_deadline_counts_from_entry(virtual_time: VirtualTime) -> None:
     await anyio.sleep(100)
     with block:
         assert current_deadline() == pytest.approx(virtual_time.now() + 5, abs=0.01)
+
+
+def test_a_pin_holds_inside_its_block() -> None:
+    """Requests inside belong where it says, requests outside anywhere."""
+    pin = Pin(key="key-1")
+    with pinned(pin):
+        assert current_pin() is pin
+    assert current_pin() is None
 
 
 def test_patience_holds_inside_its_block() -> None:

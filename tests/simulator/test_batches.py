@@ -53,7 +53,7 @@ async def read(claude: AsyncAnthropic, identity: str) -> list[MessageBatchIndivi
 async def drain(source: AsyncIterator[object], into: list[object]) -> None:
     """Read until it ends or fails."""
     async for line in source:
-        into.append(line)
+        into.append(line)  # noqa: PERF401 - a comprehension would lose them
 
 
 async def ran(simulator: Simulator, requests: list[Any], seconds: float) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def test_a_batch_shows_no_content() -> None:
     organization = simulator.organization("sk-1").id
     batch = simulator.batches.find(organization, made["id"])
     assert repr(batch) == f"Batch({made['id']}, 1 requests, in progress)"
-    assert "Number" not in repr(batch.__reduce_ex__)
+    assert "Number" not in repr([simulator, simulator.batches, batch])
 
 
 @pytest.mark.anyio

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from penstock.simulator import BatchOptions, server
 from penstock.simulator import __main__ as command
-from penstock.simulator import server
 from penstock.simulator.__main__ import main
 
 
@@ -106,12 +106,15 @@ def test_faults_of_both_options_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 "7",
                 "--tool-calls",
                 "4",
+                "--batch-s",
+                "20",
             ]
         )
     assert sum(seen["faults"].values()) == pytest.approx(0.35)
     assert seen["faults"]["overloaded"] == pytest.approx(0.15)
     assert (seen["input_tokens_per_minute"], seen["output_tokens_per_minute"], seen["seed"]) == (5, 6, 7)
     assert (seen["keys"], seen["keep_bodies"], seen["tool_calls"]) == (None, False, 4)
+    assert seen["batch"] == BatchOptions(duration_s=20, cancel_s=2)
 
 
 def test_as_a_child_it_ends_with_its_parent() -> None:

@@ -2,35 +2,48 @@
 
 The rule here: input is read only as fast as items start, and items start only as fast as results are taken, so that
 memory depends on the concurrency and never on the length of the input. A failed request is a result; an exception of
-the caller's own leaves as itself.
+the caller's own leaves as itself. With a journal, a result is in the file before anybody is told of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, get_args
+import logging
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 import anyio
 
+from penstock.batch.ask import Asker
+from penstock.batch.failure_limit import FailureLimit
+from penstock.batch.intake import Intake
+from penstock.batch.items import Request
+from penstock.batch.journal import Journal
+from penstock.batch.output_format import OutputFormat
+from penstock.batch.progress import ProgressReporter, Tally
 from penstock.batch.result import FanOutResult
-from penstock.core.context import Patience, Priority, current_labels, labels, patience
+from penstock.errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    import os
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from anthropic import AsyncAnthropic
-    from anthropic.types import Message
     from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+    from penstock.batch.items import Item
+    from penstock.batch.progress import OnProgress
+
+
 __all__ = ["FanOut", "Order", "Request"]
 
-Request: TypeAlias = "str | Mapping[str, Any]"
 Order = Literal["completed", "input"]
 
-_PATIENCE = Patience(max_attempts=10)
+_logger: Final = logging.getLogger("penstock")
+
+_ON_PROGRESS_EVERY_S: Final = 1.0
 
 
 class FanOut:
@@ -38,16 +51,29 @@ class FanOut:
 
     Args:
         sdk: The client that sends them, governed or not.
-        requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`); an iterable or async
-            iterable, read lazily.
+        requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`; also `labels`); an
+            iterable or async iterable, read lazily.
         concurrency: Items started at once, 1 or more.
         order: `"completed"`, or `"input"` to keep the order; that holds back at most `concurrency` results.
         fail_fast: Raise the first failure instead of giving it as a result.
+        max_failures: Raise `TooManyFailures` when more items have failed: a count from 0 up, or a share between 0 and 1
+            of those that are finished, once there are 20 of them.
+        journal: A file that every result is written to before it is given; what stands there is not asked again. Or a
+            `Journal` that is open.
+        retry_failed: Ask items again that failed by the journal.
+        replay: Give results for items that are not asked again, too.
+        keep_params: Keep the params of failed items in the journal.
+        output_format: A type whose JSON schema the answers must fit; `result.parsed` is of that type.
+        warm_cache: Ask one item first, so that the others find its prompt in the cache.
+        progress: Show progress on the standard error: a bar in a terminal, else a line every five seconds.
+        on_progress: Told how far it is, with a `Progress`, every second and at the end.
+        total: Items in all, where `requests` doesn't tell by its length.
+        quota_use: Tells the share of the rate limits that is in use, for the progress.
         **params: Of `messages.create`, for every item; an item's own `params` win.
 
     Raises:
-        ValueError: A bad `concurrency` or `order`.
-        TypeError: `requests` is a single text, or can't be iterated over.
+        ValueError: A bad `concurrency`, `order` or `max_failures`, or an option that needs a journal without one.
+        TypeError: `requests` is a single text, or can't be iterated over; `output_format` has no JSON schema.
 
     Example:
         >>> async def main() -> None:
@@ -64,57 +90,104 @@ class FanOut:
         concurrency: int = 64,
         order: Order = "completed",
         fail_fast: bool = False,
+        max_failures: float | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        retry_failed: bool = False,
+        replay: bool = False,
+        keep_params: bool = False,
+        output_format: Any = None,
+        warm_cache: bool = False,
+        progress: bool = False,
+        on_progress: OnProgress | None = None,
+        total: int | None = None,
+        quota_use: Callable[[], float | None] | None = None,
         **params: Any,
     ) -> None:
-        given = cast("object", requests)
-        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable | AsyncIterable):
-            raise TypeError(
-                "requests must be an iterable or async iterable of prompts or requests; for one prompt give [prompt]"
-            )
-        number = cast("object", concurrency)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
-        if order not in get_args(Order):
-            raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
-        self._sdk = sdk
-        self._source: Iterator[Request] | AsyncIterator[Request] = (
-            aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
+        _check(
+            concurrency=concurrency,
+            order=order,
+            params=params,
+            journal=journal,
+            retry_failed=retry_failed,
+            replay=replay,
+            keep_params=keep_params,
         )
+        output = None if output_format is None else OutputFormat(output_format)
+        self._intake = Intake(requests, params, output=output, retry_failed=retry_failed, replay=replay)
         self._concurrency = concurrency
         self._order = order
-        self._fail_fast = fail_fast
-        self._params = params
+        self._limit = FailureLimit(fail_fast=fail_fast, max_failures=max_failures)
+        self._own_journal = (
+            None if journal is None or isinstance(journal, Journal) else Journal(journal, keep_params=keep_params)
+        )
+        self._journal = journal if isinstance(journal, Journal) else self._own_journal
+        self._asker = Asker(sdk, output, journal=self._journal, warm_cache=warm_cache)
+        self._progress = progress
+        self._on_progress = on_progress
+        self._total = len(requests) if total is None and isinstance(requests, Sized) else total
+        self._quota_use = quota_use
         self._reading = anyio.Lock()
         # How many may have started and not be delivered; in input order all of them may have to be held back.
         self._room = anyio.Semaphore(concurrency if order == "input" else 2 * concurrency)
         # Made on entry: one that is never entered has nothing to close.
-        self._send: MemoryObjectSendStream[FanOutResult]
-        self._receive: MemoryObjectReceiveStream[FanOutResult]
+        self._send: MemoryObjectSendStream[tuple[int, FanOutResult]]
+        self._receive: MemoryObjectReceiveStream[tuple[int, FanOutResult]]
         self._group: TaskGroup | None = None
-        self._workers = 0
-        self._started = 0
-        self._next = 0
+        self._reporter: ProgressReporter | None = None
+        self._entered = self._stopped = False
+        self._scopes: set[anyio.CancelScope] = set()
+        self._workers = self._started = self._next = 0
         self._early: dict[int, FanOutResult] = {}
-        self._source_ended = False
-        self._input_error: Exception | None = None
+        self._broken: JournalError | None = None
 
     def __repr__(self) -> str:
         return f"<FanOut {self._started} started, {self._next} delivered, {self._workers} workers>"
 
+    # Its life
+
     async def __aenter__(self) -> Self:
-        """Start; items begin as soon as the block awaits."""
-        if self._group is not None:
+        """Open the journal and start; items begin as soon as the block awaits.
+
+        Raises:
+            JournalError: The journal can't be used.
+        """
+        if self._entered:
             raise RuntimeError("a fan-out runs once; make a new one")
-        self._send, self._receive = anyio.create_memory_object_stream[FanOutResult](self._concurrency)
+        self._entered = True
+        if self._own_journal is not None:
+            await self._own_journal.__aenter__()
+        self._intake.journal = self._journal
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[int, FanOutResult]](self._concurrency)
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
+        if self._journal is not None:
+            self._group.start_soon(self._keep_synced, self._journal)
+        self._report(self._group)
         self._add_worker()
         return self
+
+    def _report(self, group: TaskGroup) -> None:
+        sinks: list[tuple[OnProgress, float]] = []
+        if self._on_progress is not None:
+            sinks.append((self._on_progress, _ON_PROGRESS_EVERY_S))
+        if self._progress:
+            from penstock.batch.progress_display import display  # noqa: PLC0415 - few ask for it
+
+            sinks.append(display())
+        if sinks:
+            tally = Tally(total=self._total, now=anyio.current_time(), quota_use=self._quota_use)
+            self._asker.tally = tally
+            self._reporter = ProgressReporter(tally, sinks)
+            group.start_soon(self._reporter.run)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cancel what is still under way; an exception of the block leaves as it is."""
+        """Cancel what is still under way and close the journal; an exception of the block leaves as it is.
+
+        Raises:
+            JournalError: The journal can't be synced.
+        """
         group = self._group
         if group is None:
             return
@@ -126,6 +199,18 @@ class FanOut:
             self._receive.close()
             self._send.close()
             self._early.clear()
+            if self._reporter is not None:
+                self._reporter.end()
+            if self._own_journal is not None:
+                await self._close_journal(self._own_journal, quietly=error is not None)
+
+    async def _close_journal(self, journal: Journal, *, quietly: bool) -> None:
+        try:
+            await journal.__aexit__(None, None, None)
+        except JournalError as error:
+            if not quietly:
+                raise
+            _logger.error("%s", error)  # noqa: TRY400 - it says all; the traceback may show content
 
     def __aiter__(self) -> Self:
         """Results as they come."""
@@ -135,6 +220,8 @@ class FanOut:
         """Wait for the next result.
 
         Raises:
+            JournalError: The journal can't be written to any more; the rest was cancelled.
+            TooManyFailures: More failed than `max_failures` allows.
             Exception: The input's own, once everything that it gave before is delivered; or the first failure with
                 `fail_fast`.
         """
@@ -142,21 +229,20 @@ class FanOut:
             raise RuntimeError("use it inside `async with …fan_out(…) as results:`")
         if self._order == "input":
             while self._next not in self._early:
-                result = await self._take()
-                self._early[result.index] = result
+                number, result = await self._take()
+                self._early[number] = result
             result = self._early.pop(self._next)
         else:
-            result = await self._take()
+            _, result = await self._take()
         self._next += 1
         self._room.release()
-        if self._fail_fast and result.error is not None:
-            raise result.error
+        self._limit.count(result)
         return result
 
-    async def _take(self) -> FanOutResult:
+    async def _take(self) -> tuple[int, FanOutResult]:
         with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
             return await self._receive.receive()
-        error, self._input_error = self._input_error, None
+        error, self._intake.error, self._broken = self._broken or self._intake.error, None, None
         # Raised out here, so that the input's error keeps its own cause and context.
         raise StopAsyncIteration if error is None else error
 
@@ -169,72 +255,68 @@ class FanOut:
 
     async def _work(self) -> None:
         """Take items and ask for them, one after the other; the last worker to leave ends the results."""
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        if self._stopped:
+            scope.cancel()
         try:
-            while (item := await self._read()) is not None:
-                index, request = item
-                # One item found means there may be another: so there are never more workers than items.
-                self._add_worker()
-                await self._send.send(await self._ask(index, request))
+            with scope:
+                while (read := await self._read()) is not None:
+                    number, ready = read
+                    # One item found means there may be another: so there are never more workers than items.
+                    if self._asker.warm:
+                        self._add_worker()
+                    await self._send.send((number, await self._asker.finish(ready)))
+        except JournalError as error:
+            self._break(error)
         finally:
+            self._scopes.discard(scope)
             self._workers -= 1
             if self._workers == 0:
                 self._send.close()
 
-    async def _read(self) -> tuple[int, Request] | None:
+    async def _read(self) -> tuple[int, Item | FanOutResult] | None:
         """Read the next item of the input, once there is room for its result."""
         await self._room.acquire()
         async with self._reading:
-            if self._source_ended:
+            ready = await self._intake.next()
+            self._asker.resumed(self._intake.resumed)
+            if ready is None:
                 return None
-            try:
-                if isinstance(self._source, AsyncIterable):
-                    request = await anext(self._source)
-                else:
-                    request = next(self._source)
-            except (StopIteration, StopAsyncIteration):
-                self._source_ended = True
-                return None
-            except Exception as error:  # noqa: BLE001 - raised to the caller, after all that the input gave before
-                self._source_ended = True
-                self._input_error = error
-                return None
-            index = self._started
+            number = self._started
             self._started += 1
-            return index, request
+            return number, ready
 
-    async def _ask(self, index: int, request: Request) -> FanOutResult:
-        custom_id = str(index)
+    async def _keep_synced(self, journal: Journal) -> None:
         try:
-            if isinstance(request, Mapping) and isinstance(given := request.get("custom_id"), str):
-                custom_id = given
-            params: dict[str, Any] = {**self._params, **_params_of(index, request)}
-            with labels(priority=_priority()), patience(_PATIENCE):
-                message = cast("Message", await self._sdk.messages.create(**params))
-        except Exception as error:  # noqa: BLE001 - the failure is the result
-            return FanOutResult(custom_id=custom_id, index=index, error=error)
-        return FanOutResult(custom_id=custom_id, index=index, message=message)
+            await journal.keep_synced()
+        except JournalError as error:
+            self._break(error)
+
+    def _break(self, error: JournalError) -> None:
+        """End the run, because results can't be kept: what is under way is cancelled."""
+        self._broken = error
+        self._stopped = True
+        for scope in self._scopes:
+            scope.cancel()
 
 
-def _priority() -> Priority:
-    """Return `batch`, unless the caller has labelled the block otherwise."""
-    return cast("Priority", current_labels().get("priority", "batch"))
-
-
-def _params_of(index: int, request: object) -> Mapping[str, Any]:
-    """Return what an item asks for, or say what is wrong with it."""
-    if isinstance(request, str):
-        return {"messages": [{"role": "user", "content": request}]}
-    if not isinstance(request, Mapping):
-        raise TypeError(
-            f"item {index} must be a prompt or a mapping with custom_id and params, not {type(request).__name__}"
-        )
-    item = cast("Mapping[str, object]", request)
-    custom_id, params = item.get("custom_id"), item.get("params")
-    if not isinstance(custom_id, str) or not custom_id:
-        raise ValueError(f"item {index} has no custom_id: give it a text that names it")
-    if not isinstance(params, Mapping):
-        raise TypeError(f"item {index} has no params: give it those of messages.create")
-    wanted = cast("Mapping[str, Any]", params)
-    if wanted.get("stream"):
-        raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
-    return wanted
+def _check(
+    *,
+    concurrency: object,
+    order: object,
+    params: Mapping[str, Any],
+    journal: object,
+    **of_the_journal: bool,
+) -> None:
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
+    if order not in get_args(Order):
+        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
+    if params.get("stream"):
+        raise ValueError("a fan-out gives whole messages: leave stream out")
+    for name, wanted in of_the_journal.items():
+        if wanted and journal is None:
+            raise ValueError(f"{name} needs a journal: give it journal='run.jsonl', or leave it out")
+    if of_the_journal.get("keep_params") and isinstance(journal, Journal):
+        raise ValueError("keep_params belongs to a journal of your own: Journal(…, keep_params=True)")

@@ -1,19 +1,64 @@
 """What comes of one item of a fan-out.
 
-The rule here: a failure is a result like any other, and both write out as the lines of a Message Batches result file.
+The rule here: a failure is a result like any other, and both write out as the lines of a Message Batches result file,
+and read back from them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anthropic
+from anthropic.types import Message
+
+from penstock.errors import (
+    AdmissionTimeout,
+    BudgetExceeded,
+    CircuitOpen,
+    ClientClosed,
+    ItemFailed,
+    JournalError,
+    KeyNotFound,
+    NoKeyAvailable,
+    QueueFull,
+    UnknownPrice,
+)
 
 if TYPE_CHECKING:
-    from anthropic.types import Message
+    from decimal import Decimal
 
-__all__ = ["FanOutResult"]
+__all__ = ["DeadLetter", "FanOutResult", "is_final"]
+
+_Fields: TypeAlias = Mapping[str, Any]
+
+# Nothing was asked, and not because of the item.
+_OF_THE_MOMENT: Final = (
+    AdmissionTimeout,
+    BudgetExceeded,
+    CircuitOpen,
+    ClientClosed,
+    JournalError,
+    KeyNotFound,
+    NoKeyAvailable,
+    QueueFull,
+    anthropic.AuthenticationError,
+    anthropic.PermissionDeniedError,
+)
+
+
+def is_final(error: Exception | None) -> bool:
+    """Return whether what became of an item is worth a line in a journal.
+
+    It isn't where the item was not asked for reasons that lie outside it (a closed client, no key, no budget): another
+    run asks it.
+
+    Example:
+        >>> is_final(None), is_final(ValueError("max_tokens")), is_final(ClientClosed("closed"))
+        (True, True, False)
+    """
+    return not isinstance(error, _OF_THE_MOMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +68,14 @@ class FanOutResult:
     Attributes:
         custom_id: Of the request; the index for plain prompts.
         index: Place in the input, from 0.
-        message: The answer; `None` if it failed.
+        message: The answer; `None` if there is none.
         error: Why it failed; `None` if it didn't.
+        parsed: What `output_format` makes of the answer.
+        attempts: Requests sent or tried for it; `None` where nobody counted, as with an ungoverned client.
+        latency_s: From start to end, waits and all attempts included; `None` if it was never asked.
+        queued_s: The part of it that was spent in line; `None` as for `attempts`.
+        labels: The item's own.
+        replayed: Whether it comes from a journal of an earlier run.
 
     Example:
         >>> FanOutResult(custom_id="7", index=7, error=TimeoutError("too late")).to_dict()["result"]["type"]
@@ -35,22 +86,119 @@ class FanOutResult:
     index: int
     message: Message | None = None
     error: Exception | None = None
+    parsed: Any = None
+    attempts: int | None = None
+    latency_s: float | None = None
+    queued_s: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    replayed: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer."""
-        return self.message is not None
+        """Whether there is an answer, and nothing wrong with it."""
+        return self.message is not None and self.error is None
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """What the answer cost, in USD; `None` if there is none, or no price is known for its model."""
+        if self.message is None:
+            return None
+        from penstock.costs.prices import cost  # noqa: PLC0415 - the price tables take a third of a second to load
+
+        try:
+            return cost(self.message)
+        except UnknownPrice:
+            return None
 
     def to_dict(self) -> dict[str, object]:
         """Return it as a line of a Message Batches result file: `custom_id` and `result`, ready for JSON."""
+        return {"custom_id": self.custom_id, "result": self._result()}
+
+    def _result(self) -> dict[str, object]:
         if self.message is not None:
-            return {"custom_id": self.custom_id, "result": {"type": "succeeded", "message": self.message.to_dict()}}
-        return {"custom_id": self.custom_id, "result": {"type": "errored", "error": _error_body(self.error)}}
+            return {"type": "succeeded", "message": self.message.to_dict(warnings=False)}
+        if isinstance(self.error, ItemFailed) and self.error.body is None:
+            return {"type": self.error.result}
+        return {"type": "errored", "error": _error_body(self.error)}
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any], *, index: int) -> FanOutResult:
+        """Read a line of a result file: Message Batches' own, or a journal's.
+
+        Args:
+            line: The line as decoded from JSON.
+            index: Place in the input, from 0.
+
+        Raises:
+            ValueError: It is no such line.
+
+        Example:
+            >>> FanOutResult.from_line({"custom_id": "a", "result": {"type": "expired"}}, index=0).error
+            ItemFailed('the item expired')
+        """
+        custom_id, result = line.get("custom_id"), line.get("result")
+        if not isinstance(custom_id, str) or not isinstance(result, Mapping):
+            raise ValueError("it has no custom_id and result")  # noqa: TRY004 - what is wrong is the text it was read from
+        more: object = line.get("penstock")
+        told: _Fields = cast("_Fields", more) if isinstance(more, Mapping) else {}
+        message, error = _outcome(cast("_Fields", result), told)
+        return cls(
+            custom_id=custom_id,
+            index=index,
+            message=message,
+            error=error,
+            attempts=told.get("attempts"),
+            latency_s=told.get("latency_s"),
+            queued_s=told.get("queued_s"),
+            labels=told.get("labels") or {},
+            replayed=True,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An item that failed for good, as a journal tells it.
+
+    Attributes:
+        custom_id: Of the item.
+        error: Why.
+        params: Of its request, if they were kept (`keep_params`).
+    """
+
+    custom_id: str
+    error: Exception
+    params: Mapping[str, Any] | None
+
+
+def _outcome(result: _Fields, told: _Fields) -> tuple[Message | None, ItemFailed | None]:
+    kind = result.get("type")
+    if kind == "succeeded" and isinstance(message := result.get("message"), Mapping):
+        wrong = told.get("error")
+        # Not validated: a later API may answer with what this SDK doesn't know.
+        answer = Message.construct(**cast("dict[str, Any]", message))
+        return answer, None if wrong is None else ItemFailed("errored", error_type=str(wrong))
+    if kind == "errored":
+        body = result.get("error")
+        return None, ItemFailed("errored", error_type=_error_type(body), body=body)
+    if kind in {"canceled", "expired"}:
+        return None, ItemFailed(str(kind))
+    raise ValueError(f"its result has the type {str(kind)[:40]!r}")
+
+
+def _error_type(body: object) -> str | None:
+    """Return the API's error type, or the name that an error of another kind was written with."""
+    error: object = cast("_Fields", body).get("error") if isinstance(body, Mapping) else None
+    if not isinstance(error, Mapping):
+        return None
+    fields = cast("_Fields", error)
+    kind, message = fields.get("type"), fields.get("message")
+    name = message.partition(":")[0] if isinstance(message, str) else ""
+    return name if kind in {"api_error", "timeout_error"} and name.isidentifier() else str(kind)
 
 
 def _error_body(error: Exception | None) -> object:
     """Return the API's own error body where there is one, else one of the same shape."""
-    body: object = error.body if isinstance(error, anthropic.APIStatusError) else None
+    body: object = error.body if isinstance(error, anthropic.APIStatusError | ItemFailed) else None
     if isinstance(body, dict):
         return cast("dict[str, object]", body)
     kind = "timeout_error" if isinstance(error, anthropic.APITimeoutError) else "api_error"

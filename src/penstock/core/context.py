@@ -12,23 +12,29 @@ from abc import ABC, abstractmethod
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, get_args
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 __all__ = [
+    "EndedCall",
     "Patience",
+    "Pin",
     "Priority",
+    "current_call_end",
     "current_deadline",
     "current_labels",
     "current_patience",
+    "current_pin",
     "deadline",
     "labels",
+    "on_call_end",
     "patience",
+    "pinned",
 ]
 
 T = TypeVar("T")
@@ -52,7 +58,36 @@ class Patience:
     deadline_s: float | None = None
 
 
+class EndedCall(Protocol):
+    """What is told of a call that has ended.
+
+    Attributes:
+        attempts: Attempts made.
+        queued_s: Seconds spent waiting in line, all attempts together.
+    """
+
+    attempts: int
+    queued_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Pin:
+    """Where requests belong that only the keys of one quota may make, such as all that concern one message batch.
+
+    It begins empty, is filled in by the first of them that succeeds, and keeps the others there.
+
+    Attributes:
+        key: Name of the key.
+        quota: Name of its quota; where the key is no longer there, another one of this quota is used.
+    """
+
+    key: str | None = None
+    quota: str | None = None
+
+
 _patience: ContextVar[Patience | None] = ContextVar("penstock_patience", default=None)
+_pin: ContextVar[Pin | None] = ContextVar("penstock_pin", default=None)
+_call_end: ContextVar[Callable[[EndedCall], None] | None] = ContextVar("penstock_call_end", default=None)
 
 
 class _Scoped(ABC, Generic[T]):
@@ -170,6 +205,46 @@ class patience(_Scoped["Patience | None"]):  # noqa: N801 - used as a statement
         return self._options
 
 
+class on_call_end(_Scoped["Callable[[EndedCall], None] | None"]):  # noqa: N801 - used as a statement
+    """Have a function told of every call made inside the block, when it has ended.
+
+    A call made inside another, by a middleware, ends before it; so the last one told of is the caller's own.
+
+    Example:
+        >>> with on_call_end(lambda call: print(call.attempts)):
+        ...     current_call_end() is None
+        False
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self, told: Callable[[EndedCall], None]) -> None:
+        super().__init__(_call_end)
+        self._told = told
+
+    def _value(self) -> Callable[[EndedCall], None]:
+        return self._told
+
+
+class pinned(_Scoped["Pin | None"]):  # noqa: N801 - used as a statement
+    """Make the requests inside the block with keys of one quota; messages and token counts choose theirs as ever.
+
+    Example:
+        >>> with pinned(Pin(key="key-f2d4b279")):
+        ...     current_pin()
+        Pin(key='key-f2d4b279', quota=None)
+    """
+
+    __slots__ = ("_pin",)
+
+    def __init__(self, pin: Pin) -> None:
+        super().__init__(_pin)
+        self._pin = pin
+
+    def _value(self) -> Pin:
+        return self._pin
+
+
 def current_labels() -> Mapping[str, str]:
     """Return the labels in force here, read-only."""
     return _labels.get()
@@ -180,6 +255,16 @@ def current_deadline() -> float:
     return _deadline.get()
 
 
+def current_pin() -> Pin | None:
+    """Return the pin in force here; `None` where any key will do."""
+    return _pin.get()
+
+
 def current_patience() -> Patience | None:
     """Return the patience in force here; `None` for ordinary calls."""
     return _patience.get()
+
+
+def current_call_end() -> Callable[[EndedCall], None] | None:
+    """Return the function to be told of the ends of calls made here, if any."""
+    return _call_end.get()

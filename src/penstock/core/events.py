@@ -21,6 +21,7 @@ __all__ = [
     "CallEnded",
     "Event",
     "GiveBackFailed",
+    "InputFlagged",
     "KeyChanged",
     "LimitsLearned",
     "Observer",
@@ -91,6 +92,17 @@ class RetryScheduled(Event):
     attempt: int
     delay_s: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFlagged(Event):
+    """Something unsafe was found in the input of a request; `action` is what was done: `strip`, `flag` or `refuse`."""
+
+    call_id: str
+    pattern: str
+    place: str
+    count: int
+    action: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from penstock.simulator.batches import BatchOptions
 from penstock.simulator.core import Simulator
 from penstock.simulator.faults import FAULTS, MIXED_FAULTS
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens-per-s", type=float, metavar="N", help="speed of generation (default: instantly)")
     add("--output-tokens", type=int, metavar="N", help="length of replies (default: a short summary)")
     add("--tool-calls", type=int, metavar="N", help="tools that are called in answer to a question (default: none)")
+    add("--batch-s", type=float, default=1.0, metavar="S", help="time that a batch takes (default: %(default)s)")
     add("--journal-size", type=int, default=10_000, metavar="N", help="requests remembered (default: %(default)s)")
     add("--end-with-stdin", action="store_true", help="end when standard input does: for a server that is a child")
     return parser
@@ -83,6 +85,7 @@ def _simulator(options: argparse.Namespace) -> Simulator:
         tokens_per_s=options.tokens_per_s,
         output_tokens=options.output_tokens,
         tool_calls=options.tool_calls,
+        batch=BatchOptions(duration_s=options.batch_s, cancel_s=options.batch_s / 10),
         journal_size=options.journal_size,
         keep_bodies=False,
     )

@@ -1,0 +1,174 @@
+"""One item of a fan-out asked: a request, and what came of it as a result.
+
+The rule here: whatever goes wrong with the request is the result, and never raised; a cancellation is no result. A
+result is in the journal before it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import anthropic
+import anyio
+import httpx2
+
+from penstock.batch.result import FanOutResult, is_final
+from penstock.core.context import Patience, Priority, current_labels, labels, on_call_end, patience
+from penstock.errors import InvalidOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anthropic import AsyncAnthropic
+    from anthropic.types import Message
+
+    from penstock.batch.items import Item
+    from penstock.batch.journal import Journal
+    from penstock.batch.output_format import OutputFormat
+    from penstock.batch.progress import Tally
+    from penstock.core.context import EndedCall
+
+__all__ = ["Asker", "ask", "fitted"]
+
+# How often the first item is sent alone before the others go with a cold cache.
+_WARM_UPS: Final = 3
+
+_PATIENCE: Final = Patience(max_attempts=10)
+
+# The SDK refuses to wait for long answers that are not streamed, unless it is told how long, because they may take more
+# than its own ten minutes. It reckons with 128,000 tokens an hour. Of some old models 8,192 tokens count as long.
+_SHORT_TOKENS: Final = 8192
+_TOKENS_PER_S: Final = 128_000 / 3600
+_SHORT_S: Final = 600.0
+_CONNECT_S: Final = 5.0
+
+
+class Asker:
+    """Asks for items, writes down what came of each, and counts.
+
+    Args:
+        sdk: The client that sends them.
+        output: What the answers are to fit.
+        journal: Where results are written.
+        warm_cache: Whether one item is to be answered before the others are asked.
+
+    Attributes:
+        tally: Counts, if anybody wants to know.
+    """
+
+    def __init__(
+        self, sdk: AsyncAnthropic, output: OutputFormat | None, *, journal: Journal | None, warm_cache: bool
+    ) -> None:
+        self.tally: Tally | None = None
+        self._sdk = sdk
+        self._output = output
+        self._journal = journal
+        self._warm_ups = _WARM_UPS if warm_cache else 0
+
+    def __repr__(self) -> str:
+        return f"<Asker {'warm' if self.warm else 'cold'}>"
+
+    @property
+    def warm(self) -> bool:
+        """Whether several items may be asked at once."""
+        return not self._warm_ups
+
+    def resumed(self, items: int) -> None:
+        """Count items that an earlier run had finished: so many in all."""
+        if self.tally is not None:
+            self.tally.resumed = items
+
+    async def finish(self, ready: Item | FanOutResult) -> FanOutResult:
+        """Return what becomes of an item.
+
+        Args:
+            ready: The item, or what has become of it without asking.
+
+        Raises:
+            JournalError: The result can't be written down.
+        """
+        if isinstance(ready, FanOutResult):
+            if not ready.replayed:
+                self._count(None)
+                self._count(ready)
+            return ready
+        self._count(None)
+        result = await ask(self._sdk, ready, self._output)
+        self._warm_ups = 0 if result.ok else max(self._warm_ups - 1, 0)
+        if self._journal is not None and is_final(result.error):
+            self._journal.write(result, request=ready.request, params=ready.params)
+        self._count(result)
+        return result
+
+    def _count(self, result: FanOutResult | None) -> None:
+        if self.tally is None:
+            return
+        if result is None:
+            self.tally.start()
+        else:
+            self.tally.add(result)
+
+
+async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> FanOutResult:
+    """Ask for an item.
+
+    Args:
+        sdk: The client that sends it.
+        item: What to ask.
+        output: What its answer is to fit.
+    """
+    started_at = anyio.current_time()
+    ended: list[EndedCall] = []
+    message: Message | None = None
+    parsed: Any = None
+    failure: Exception | None = None
+    try:
+        given: dict[str, Any] = {"priority": _priority(), **item.labels}
+        with labels(**given), patience(_PATIENCE), on_call_end(ended.append):
+            message = cast("Message", await sdk.messages.create(**_timed(sdk, item.params)))
+        if output is not None:
+            parsed = output.parsed(message)
+    except Exception as error:  # noqa: BLE001 - the failure is the result
+        failure = error
+    call = ended[-1] if ended else None
+    try:
+        return FanOutResult(
+            custom_id=item.custom_id,
+            index=item.index,
+            message=message,
+            error=failure,
+            parsed=parsed,
+            attempts=None if call is None else call.attempts,
+            latency_s=anyio.current_time() - started_at,
+            queued_s=None if call is None else call.queued_s,
+            labels=item.labels,
+        )
+    finally:
+        # The error's traceback refers to this frame: without the cycle both are freed at once.
+        del failure
+
+
+def fitted(result: FanOutResult, output: OutputFormat | None) -> FanOutResult:
+    """Return a result of an earlier run, its answer read as `output` wants it."""
+    if output is None or result.message is None:
+        return result
+    try:
+        return replace(result, parsed=output.parsed(result.message), error=None)
+    except InvalidOutput as error:
+        return replace(result, error=error)
+
+
+def _priority() -> Priority:
+    """Return `batch`, unless the caller has labelled the block otherwise."""
+    return cast("Priority", current_labels().get("priority", "batch"))
+
+
+def _timed(sdk: AsyncAnthropic, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Allow a long answer the time that it may take, where nobody has said how long."""
+    max_tokens: object = params.get("max_tokens")
+    if not isinstance(max_tokens, int) or max_tokens <= _SHORT_TOKENS or "timeout" in params:
+        return params
+    if sdk.timeout != anthropic.DEFAULT_TIMEOUT:
+        return params
+    return {**params, "timeout": httpx2.Timeout(max(_SHORT_S, max_tokens / _TOKENS_PER_S), connect=_CONNECT_S)}

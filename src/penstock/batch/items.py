@@ -1,0 +1,90 @@
+"""The items of a fan-out, as the input gives them.
+
+The rule here: what is wrong with an item is told by its place in the input, and fails that item alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+__all__ = ["Item", "Request", "name_of", "read_item"]
+
+Request: TypeAlias = "str | Mapping[str, Any]"
+
+
+@dataclass(slots=True, kw_only=True)
+class Item:
+    """One item of the input; made anew for each, and completed by whoever reads the input.
+
+    Attributes:
+        index: Place in the input, from 0.
+        custom_id: Its name.
+        params: Of `messages.create`, its own and the common ones.
+        labels: Its own.
+        request: Digest of its params; `None` where nobody needs it.
+    """
+
+    index: int
+    custom_id: str
+    params: Mapping[str, Any]
+    labels: Mapping[str, str]
+    request: str | None = None
+
+
+def name_of(index: int, request: object) -> str:
+    """Return an item's custom_id, or its index if it has none."""
+    if isinstance(request, Mapping):
+        given = cast("Mapping[str, object]", request).get("custom_id")
+        if isinstance(given, str) and given:
+            return given
+    return str(index)
+
+
+def read_item(index: int, request: object) -> Item:
+    """Read an item.
+
+    Args:
+        index: Place in the input, from 0.
+        request: A prompt, or a request as Message Batches takes it; it may have `labels` besides.
+
+    Returns:
+        The item with its own params.
+
+    Raises:
+        TypeError: It is neither, or a part of it has the wrong type.
+        ValueError: It has no `custom_id`, or asks for a stream.
+
+    Example:
+        >>> read_item(3, "Hello").custom_id
+        '3'
+    """
+    if isinstance(request, str):
+        return Item(
+            index=index, custom_id=str(index), params={"messages": [{"role": "user", "content": request}]}, labels={}
+        )
+    if not isinstance(request, Mapping):
+        raise TypeError(
+            f"item {index} must be a prompt or a mapping with custom_id and params, not {type(request).__name__}"
+        )
+    item = cast("Mapping[str, object]", request)
+    custom_id, params, own = item.get("custom_id"), item.get("params"), item.get("labels")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise ValueError(f"item {index} has no custom_id: give it a text that names it")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"item {index} has no params: give it those of messages.create")
+    wanted = cast("Mapping[str, Any]", params)
+    if wanted.get("stream"):
+        raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
+    return Item(index=index, custom_id=custom_id, params=wanted, labels=_labels(index, own))
+
+
+def _labels(index: int, own: object) -> dict[str, str]:
+    if own is None:
+        return {}
+    given = cast("Mapping[object, object]", own) if isinstance(own, Mapping) else {None: own}
+    labels = {name: value for name, value in given.items() if isinstance(name, str) and isinstance(value, str)}
+    if len(labels) < len(given):
+        raise TypeError(f"item {index} has bad labels: give it a mapping of texts to texts")
+    return labels

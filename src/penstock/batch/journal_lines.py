@@ -1,0 +1,157 @@
+r"""The lines of a journal: what is written, and what is made of what is found.
+
+The rule here: a line is a line of a Message Batches result file, with one key more (`penstock`) that other readers
+ignore. A line counts when its newline is there; JSON escapes newlines, so that a line is never cut but at its end.
+
+    {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"request": "9f…", "attempts": 1}}
+    {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"request": "07…", "attempts": 10}}
+
+`penstock` holds: `request`, the digest of the request (`penstock.batch.request_digest`); `attempts`, `latency_s`,
+`queued_s` and `labels` as in `FanOutResult`; `error`, for an answer that did not fit its `output_format`; `params`, for
+a failed item with `keep_params`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from json.encoder import encode_basestring_ascii
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+from pydantic_core import PydanticSerializationError
+
+from penstock.batch.request_digest import encode_params
+
+if TYPE_CHECKING:
+    from anthropic.types import Message
+
+    from penstock.batch.result import FanOutResult
+
+__all__ = ["Line", "State", "is_torn", "read_line", "write_line"]
+
+_Fields: TypeAlias = Mapping[str, Any]
+
+_NOTHING: Final[_Fields] = {}
+_BEGINNING: Final = b'{"custom_id"'
+_BOM: Final = b"\xef\xbb\xbf"
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class State(IntEnum):
+    """What a line says of its item."""
+
+    ANSWERED = 1
+    FAILED = 2
+    UNASKED = 3  # canceled or expired in a message batch: neither answered nor billed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What a journal remembers of a line.
+
+    Attributes:
+        custom_id: Of the item.
+        state: What became of it.
+        request: Digest of its request as a number; 0 if the line tells none.
+    """
+
+    custom_id: str
+    state: State
+    request: int
+
+
+def write_line(result: FanOutResult, *, request: str | None, params: Mapping[str, Any] | None) -> bytes:
+    """Return the line of a result, its newline included.
+
+    Args:
+        result: What came of an item.
+        request: Digest of its request; `None` if it isn't known.
+        params: Of its request, where they are to be kept.
+    """
+    more: dict[str, object] = {} if request is None else {"request": request}
+    if result.attempts is not None:
+        more["attempts"] = result.attempts
+    if result.latency_s is not None:
+        more["latency_s"] = round(result.latency_s, 3)
+    if result.queued_s:
+        more["queued_s"] = round(result.queued_s, 3)
+    if result.labels:
+        more["labels"] = dict(result.labels)
+    if result.message is None:
+        body = _encode(result.to_dict()["result"])
+    else:
+        body = f'{{"type":"succeeded","message":{_message(result.message)}}}'
+        if result.error is not None:
+            more["error"] = type(result.error).__name__
+    told = _encode(more)
+    if params is not None:
+        told = f'{told[:-1]}{"," if more else ""}"params":{encode_params(params)}}}'
+    return f'{{"custom_id":{encode_basestring_ascii(result.custom_id)},"result":{body},"penstock":{told}}}\n'.encode()
+
+
+def _message(message: Message) -> str:
+    try:
+        return message.to_json(indent=None, warnings=False)
+    except PydanticSerializationError:
+        # Half a surrogate pair can't be encoded but by an escape, which is how it came.
+        return _encode(message.to_dict(mode="python", warnings=False))
+
+
+def read_line(raw: bytes) -> Line | None:
+    """Read a line.
+
+    Returns:
+        What it says; `None` if it is blank.
+
+    Raises:
+        ValueError: It is no line of a result file; the text says why, and quotes nothing.
+    """
+    if not raw.strip():
+        return None
+    try:
+        decoded: object = json.loads(raw.removeprefix(_BOM).decode())
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    line = _fields(decoded)
+    custom_id, result, more = line.get("custom_id"), line.get("result"), line.get("penstock")
+    if isinstance(custom_id, str) and "params" in line and result is None:
+        raise ValueError("is a request, not a result: give the journal a file of its own")
+    if not isinstance(custom_id, str) or not isinstance(result, dict):
+        raise ValueError("is no result: it has no custom_id and result")  # noqa: TRY004 - of the text it is read from
+    told = _fields(more)
+    return Line(custom_id=custom_id, state=_state(_fields(line["result"]), told), request=_request(told))
+
+
+def _fields(decoded: object) -> _Fields:
+    return cast("_Fields", decoded) if isinstance(decoded, dict) else _NOTHING
+
+
+def _state(result: _Fields, told: _Fields) -> State:
+    kind = result.get("type")
+    if kind == "succeeded" and isinstance(result.get("message"), dict):
+        return State.ANSWERED if told.get("error") is None else State.FAILED
+    if kind == "errored":
+        return State.FAILED
+    if kind in {"canceled", "expired"}:
+        return State.UNASKED
+    raise ValueError("is no result: its type is none of succeeded, errored, canceled, expired")
+
+
+def _request(told: _Fields) -> int:
+    try:
+        return int(told.get("request", "0"), 16)
+    except (TypeError, ValueError):
+        raise ValueError("has a digest that is none") from None
+
+
+def is_torn(raw: bytes) -> bool:
+    """Return whether the end of a file, which is no line, is the beginning of one.
+
+    A power failure may leave a file longer than what was written, filled up with zeros.
+    """
+    written = raw.rstrip(b"\0")
+    return written.startswith(_BEGINNING) or _BEGINNING.startswith(written)

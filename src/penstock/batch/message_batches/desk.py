@@ -1,0 +1,188 @@
+"""What all parts of a run through message batches share: where each request is, and the way of results to the caller.
+
+The rule here: a request is with one batch at a time, or with none, and gets one result. The result is in the journal
+before anybody is told of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from penstock.batch.ask import fitted
+from penstock.batch.digests import DigestMap
+from penstock.batch.message_batches.intake import encoded, wire_id
+from penstock.batch.message_batches.spool import Head
+from penstock.batch.result import FanOutResult, is_final
+from penstock.errors import ItemFailed
+
+if TYPE_CHECKING:
+    import random
+
+    from anyio.streams.memory import MemoryObjectSendStream
+
+    from penstock.batch.items import Item
+    from penstock.batch.journal import Journal
+    from penstock.batch.message_batches.ledger import Batch, Ledger
+    from penstock.batch.message_batches.remote import Remote
+    from penstock.batch.message_batches.spool import Spool
+    from penstock.batch.output_format import OutputFormat
+    from penstock.batch.progress import Tally
+
+__all__ = ["NO_BATCH", "Desk", "Stage"]
+
+Stage = Literal["batches", "live", "cancelled"]
+NO_BATCH = 0
+_LONGEST_S = 60.0
+_GROWTH = 1.5
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Desk:
+    """One run's state.
+
+    Attributes:
+        remote: Asks the API about batches.
+        ledger: The batches under way.
+        spool: The requests under way.
+        results: Where results go.
+        journal: Of the run.
+        output: What answers are to fit.
+        tally: Counts, if anybody wants to know.
+        poll_s: Seconds until a batch is looked at for the first time.
+        deadline_at: Time of the event loop by which all must be over.
+        rng: Source of jitter.
+        stage: `batches` until what remains is to be asked live, or not at all.
+        places: Where each request is in the spool, and the number of the batch that it is with.
+    """
+
+    remote: Remote
+    ledger: Ledger
+    spool: Spool
+    results: MemoryObjectSendStream[FanOutResult]
+    journal: Journal | None
+    output: OutputFormat | None
+    tally: Tally | None
+    poll_s: float
+    deadline_at: float
+    rng: random.Random
+    stage: Stage = "batches"
+    places: DigestMap = field(default_factory=DigestMap)
+    _turned: anyio.Event = field(default_factory=anyio.Event)
+
+    def take(self, item: Item, *, most_bytes: int) -> tuple[int, str, bytes]:
+        """Set a request aside; return its place, its wire id, and its params as JSON.
+
+        Raises:
+            TypeError: Its params are nothing that JSON can hold.
+            ValueError: They are more than fits into a batch, or hold what no JSON in UTF-8 can.
+        """
+        digest = str(item.request)
+        wire, params = wire_id(item.custom_id, digest), encoded(item.params)
+        if len(params) > most_bytes:
+            raise ValueError(f"item {item.index} has {len(params)} bytes; a batch takes {most_bytes}")
+        head = Head(index=item.index, custom_id=item.custom_id, digest=digest, wire_id=wire, labels=item.labels)
+        place = self.spool.add(head, params)
+        self.places.put(wire, place, NO_BATCH)
+        self._count(None)
+        return place, wire, params
+
+    def assign(self, wire: str, place: int, number: int) -> None:
+        """Note which batch a request is with from now on."""
+        self.places.put(wire, place, number)
+
+    def with_batch(self, batch: Batch) -> list[tuple[int, Head]]:
+        """Return the requests that are with a batch, and have no result yet."""
+        heads = ((place, self.spool.head(place)) for place in batch.places)
+        return [(place, head) for place, head in heads if self.places.get(head.wire_id) == (place, batch.number)]
+
+    async def deliver(self, place: int, head: Head, result: FanOutResult) -> None:
+        """Give a request its result."""
+        self.places.put(head.wire_id, place, NO_BATCH)
+        result = fitted(result, self.output)
+        if self.journal is not None and _is_worth_a_line(result):
+            params: Any = None if result.ok else self.spool.params(place)
+            self.journal.write(result, request=head.digest, params=params)
+        self._count(result)
+        await self.results.send(result)
+
+    async def pass_on(self, result: FanOutResult) -> None:
+        """Give an item its result that was never asked for: it can't be, or an earlier run has done so."""
+        if not result.replayed:
+            self._count(None)
+            self._count(result)
+        await self.results.send(result)
+
+    def _count(self, result: FanOutResult | None) -> None:
+        if self.tally is None:
+            return
+        if result is None:
+            self.tally.start()
+        else:
+            self.tally.add(result)
+
+    async def fail(self, place: int, head: Head, error: Exception, batch: Batch | None = None) -> None:
+        """Give a request a failure as its result."""
+        await self.deliver(place, head, result_of(head, batch, error=error))
+
+    # Waiting
+
+    def turn(self, stage: Stage) -> None:
+        """Go on otherwise, and wake all who wait for time to pass."""
+        self.stage = stage
+        turned, self._turned = self._turned, anyio.Event()
+        turned.set()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether no time is left."""
+        return anyio.current_time() >= self.deadline_at
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the deadline, nor beyond the moment when the run goes on otherwise."""
+        with anyio.move_on_after(min(seconds, max(self.deadline_at - anyio.current_time(), 0.0))):
+            await self._turned.wait()
+
+    def delays(self) -> Delays:
+        """Return the pauses between looks at something, or attempts."""
+        return Delays(self.poll_s, self.rng)
+
+
+class Delays:
+    """Pauses that grow, each up to a fifth shorter or longer."""
+
+    __slots__ = ("_next_s", "_rng")
+
+    def __init__(self, first_s: float, rng: random.Random) -> None:
+        self._next_s = first_s
+        self._rng = rng
+
+    def __repr__(self) -> str:
+        return f"<Delays, next {self._next_s:g} s>"
+
+    def next_s(self) -> float:
+        """Return the next one, in seconds."""
+        delay_s = self._next_s
+        self._next_s = max(delay_s, min(delay_s * _GROWTH, _LONGEST_S))
+        return delay_s * self._rng.uniform(0.8, 1.2)
+
+
+def result_of(head: Head, batch: Batch | None, **outcome: Any) -> FanOutResult:
+    """Return the result of a request, with what is known of the batch that brought it."""
+    begun = None if batch is None else batch.submitted_at
+    return FanOutResult(
+        custom_id=head.custom_id,
+        index=head.index,
+        attempts=None if batch is None else batch.attempt,
+        latency_s=None if begun is None else anyio.current_time() - begun,
+        labels=head.labels,
+        **outcome,
+    )
+
+
+def _is_worth_a_line(result: FanOutResult) -> bool:
+    """Whether another run must not ask it again."""
+    error = result.error
+    return is_final(error) and not (isinstance(error, ItemFailed) and error.result in {"canceled", "expired"})

@@ -1,0 +1,113 @@
+"""Submitting batches, so that none is paid for twice.
+
+The rule here: a submission whose answer was lost is looked for among the batches made since, before it is repeated.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from penstock.batch.message_batches.remote import failure_of
+from penstock.core.context import Pin
+from penstock.core.failure import FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.batch.message_batches.desk import Desk
+    from penstock.batch.message_batches.ledger import Batch
+
+__all__ = ["Submitter"]
+
+_MOST_ATTEMPTS: Final = 10
+
+
+class Submitter:
+    """Submits batches, one at a time.
+
+    Args:
+        desk: Of the run.
+
+    Attributes:
+        making: Holds off a cancellation while a batch is being made that nobody would find again; `None` otherwise.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._turn = anyio.Lock()
+        self.making: anyio.CancelScope | None = None
+
+    def __repr__(self) -> str:
+        return f"<Submitter, {'making a batch' if self.making is not None else 'idle'}>"
+
+    async def submit(self, requests: list[dict[str, Any]], places: Sequence[int], *, attempt: int) -> Batch | None:
+        """Submit requests.
+
+        Args:
+            requests: As the API takes them.
+            places: Of the same requests, in the spool.
+            attempt: How often they have been submitted, this time included.
+
+        Returns:
+            Their batch; `None` if the run went on otherwise before there was one.
+
+        Raises:
+            anthropic.APIError: The API won't have them.
+        """
+        desk, wires = self._desk, [request["custom_id"] for request in requests]
+        async with self._turn:
+            if desk.stage != "batches":
+                return None
+            pin = Pin()
+            mark = await desk.remote.newest(pin)
+            batch = desk.ledger.plan(wires, array("Q", places), attempt=attempt, mark=mark, pin=pin)
+            for wire, place in zip(wires, places, strict=True):
+                desk.assign(wire, place, batch.number)
+            batch.submitted_at = anyio.current_time()
+            if await self._make(requests, batch):
+                return batch
+            desk.ledger.over(batch)
+            return None
+
+    async def _make(self, requests: list[dict[str, Any]], batch: Batch) -> bool:
+        desk, delays, attempts = self._desk, self._desk.delays(), 0
+        while desk.stage == "batches":
+            try:
+                await self._ask(requests, batch)
+            except Exception as error:
+                failure = failure_of(error)
+                # Where there is no room for it, that is a matter of time.
+                attempts += failure.kind is not FailureKind.RATE_LIMITED
+                if not failure.retryable or attempts == _MOST_ATTEMPTS:
+                    if not failure.may_be_billed:
+                        desk.ledger.over(batch)
+                    raise
+            else:
+                return True
+            await desk.pause(max(delays.next_s(), failure.retry_after_s or 0.0))
+            if failure.may_be_billed and await self.locate(batch):
+                return True
+        return False
+
+    async def _ask(self, requests: list[dict[str, Any]], batch: Batch) -> None:
+        desk = self._desk
+        try:
+            with anyio.CancelScope(shield=desk.journal is None) as self.making:
+                made = await desk.remote.make(requests, batch.pin)
+                desk.ledger.made(batch, made.id)
+        finally:
+            self.making = None
+
+    async def locate(self, batch: Batch) -> bool:
+        """Look for a batch that was submitted, perhaps; the first of its size that was made since is taken for it."""
+        desk = self._desk
+        for found in reversed(await desk.remote.since(batch.mark, batch.pin)):
+            counts = found.request_counts
+            size = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+            if size == batch.size and found.id not in desk.ledger.ids:
+                desk.ledger.made(batch, found.id, adopted=True)
+                return True
+        return False

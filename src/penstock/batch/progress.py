@@ -1,0 +1,251 @@
+"""How far a fan-out is: counts, a frozen snapshot of them, and who is told when.
+
+The rule here: counting is all that happens for each item; whoever is told of it is told every so often and at the end,
+and an exception of theirs is logged and never breaks the run.
+
+A `Tally` counts items (`start`, `add`, `resumed`), its `snapshot` is a `Progress`. A `ProgressReporter` hands snapshots
+to functions: run it in a task group, cancel that, call `end`. `penstock.batch.progress_display` draws them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import anyio
+
+from penstock.core.usage import NOTHING, Usage
+from penstock.errors import UnknownPrice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anthropic.types import Message
+
+    from penstock.admission.statistics import AdmitStatistics
+    from penstock.batch.result import FanOutResult
+
+__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "quota_use"]
+
+_logger: Final = logging.getLogger("penstock")
+
+# No price list has a higher price for prompts as short as this.
+_SHORT_TOKENS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A fan-out at one moment.
+
+    Attributes:
+        total: Items in all; `None` where the input doesn't tell its length.
+        answered: Items answered in this run.
+        failed: Items that failed in this run.
+        resumed: Items that an earlier run had finished, by the journal.
+        in_flight: Items being asked.
+        retried: Attempts beyond the first, of the finished items; 0 where nobody counts them.
+        input_tokens: Of the answers, cache included.
+        output_tokens: Of the answers.
+        cost_usd: Of the answers; without those of models that have no known price.
+        expected_cost_usd: Of this run as a whole, if the rest costs as much; `None` if that can't be told.
+        quota_use: The share of the fullest rate limit that is in use, 0 to 1 or a little more; `None` if none is known.
+        elapsed_s: Since the start.
+        rate_per_s: Items finished in each second of this run.
+        left_s: Until the end, at this rate; `None` if that can't be told.
+        ended: Whether this is the last there is.
+    """
+
+    total: int | None
+    answered: int
+    failed: int
+    resumed: int
+    in_flight: int
+    retried: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    expected_cost_usd: Decimal | None
+    quota_use: float | None
+    elapsed_s: float
+    rate_per_s: float
+    left_s: float | None
+    ended: bool = False
+
+    @property
+    def done(self) -> int:
+        """Items that are finished, in this run or an earlier one."""
+        return self.answered + self.failed + self.resumed
+
+
+OnProgress: TypeAlias = "Callable[[Progress], object]"
+
+
+class _Spent:
+    """Adds up what answers cost, with one look at the price list for many of them.
+
+    Prices are proportional to tokens, but some are higher for long prompts. So usages are put together only as far as
+    they would be a short prompt, and what can't be told from the usage alone is priced by itself.
+    """
+
+    __slots__ = ("_open", "_usd")
+
+    def __init__(self) -> None:
+        self._usd = Decimal(0)
+        self._open: dict[tuple[str, str | None, str | None], Usage] = {}
+
+    def add(self, result: FanOutResult, message: Message, usage: Usage) -> None:
+        beside: object = getattr(getattr(message, "usage", None), "model_extra", None)
+        if beside or usage.total_input_tokens > _SHORT_TOKENS:
+            self._usd += result.cost_usd or 0
+            return
+        key = (message.model, usage.service_tier, usage.speed)
+        before = self._open.get(key, NOTHING)
+        if before.total_input_tokens + usage.total_input_tokens > _SHORT_TOKENS:
+            self._usd += _price(before, message.model)
+            before = NOTHING
+        self._open[key] = before + usage
+
+    def usd(self) -> Decimal:
+        return self._usd + sum(_price(usage, model) for (model, _, _), usage in self._open.items())
+
+
+def _price(usage: Usage, model: str) -> Decimal:
+    from penstock.costs.prices import price_of  # noqa: PLC0415 - the price tables take a third of a second to load
+
+    try:
+        return price_of(usage, model)
+    except UnknownPrice:
+        return Decimal(0)
+
+
+class Tally:
+    """Counts what a fan-out has come to.
+
+    Args:
+        total: Items in all, if that is known.
+        now: Time of the event loop at the start.
+        quota_use: Tells the share of the fullest rate limit that is in use.
+
+    Attributes:
+        resumed: Items that an earlier run had finished.
+
+    Example:
+        >>> from penstock import FanOutResult
+        >>> tally = Tally(total=2, now=0.0)
+        >>> tally.start()
+        >>> tally.add(FanOutResult(custom_id="a", index=0, error=ValueError("no")))
+        >>> progress = tally.snapshot(now=2.0)
+        >>> progress.failed, progress.rate_per_s, progress.left_s
+        (1, 0.5, 2.0)
+    """
+
+    def __init__(self, *, total: int | None, now: float, quota_use: Callable[[], float | None] | None = None) -> None:
+        self._total = total
+        self._begun_at = now
+        self._quota_use = quota_use
+        self.resumed = 0
+        self._started = self._answered = self._failed = self._retried = 0
+        self._input_tokens = self._output_tokens = 0
+        self._spent = _Spent()
+
+    def __repr__(self) -> str:
+        return f"<Tally {self._answered} answered, {self._failed} failed, {self.resumed} resumed>"
+
+    def start(self) -> None:
+        """Count an item that is being asked."""
+        self._started += 1
+
+    def add(self, result: FanOutResult) -> None:
+        """Count an item that was started and is finished now."""
+        self._answered += result.ok
+        self._failed += not result.ok
+        self._retried += max((result.attempts or 1) - 1, 0)
+        if result.message is not None:
+            usage = Usage.from_message(result.message)
+            self._input_tokens += usage.total_input_tokens
+            self._output_tokens += usage.output_tokens
+            self._spent.add(result, result.message, usage)
+
+    def snapshot(self, *, now: float, ended: bool = False) -> Progress:
+        """Return the counts as they stand."""
+        finished, elapsed_s = self._answered + self._failed, max(now - self._begun_at, 0.0)
+        rate = finished / elapsed_s if elapsed_s else 0.0
+        cost_usd = self._spent.usd()
+        left = None if self._total is None else max(self._total - finished - self.resumed, 0)
+        return Progress(
+            total=self._total,
+            answered=self._answered,
+            failed=self._failed,
+            resumed=self.resumed,
+            in_flight=self._started - finished,
+            retried=self._retried,
+            input_tokens=self._input_tokens,
+            output_tokens=self._output_tokens,
+            cost_usd=cost_usd,
+            expected_cost_usd=None if left is None or not finished else cost_usd * (finished + left) / finished,
+            quota_use=None if self._quota_use is None else self._quota_use(),
+            elapsed_s=elapsed_s,
+            rate_per_s=rate,
+            left_s=left / rate if left is not None and rate else None,
+            ended=ended,
+        )
+
+
+class ProgressReporter:
+    """Hands snapshots to functions, each at its own pace, and the last one to all.
+
+    Args:
+        tally: What is counted.
+        sinks: Functions, and the seconds between two calls of each, more than 0.
+    """
+
+    def __init__(self, tally: Tally, sinks: list[tuple[OnProgress, float]]) -> None:
+        self._tally = tally
+        self._sinks = sinks
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<ProgressReporter of {self._tally!r}, {len(self._sinks)} told>"
+
+    async def run(self) -> None:
+        """Tell them until cancelled."""
+        begun_at = anyio.current_time()
+        due = [begun_at + every_s for _, every_s in self._sinks]
+        while True:
+            await anyio.sleep_until(min(due))
+            now = anyio.current_time()
+            snapshot = self._tally.snapshot(now=now)
+            for number, (sink, every_s) in enumerate(self._sinks):
+                if due[number] <= now:
+                    due[number] = now + every_s
+                    _tell(sink, snapshot)
+
+    def end(self) -> None:
+        """Tell them how it ended; only the first call has an effect."""
+        if not self._ended:
+            self._ended = True
+            snapshot = self._tally.snapshot(now=anyio.current_time(), ended=True)
+            for sink, _ in self._sinks:
+                _tell(sink, snapshot)
+
+
+def _tell(sink: OnProgress, snapshot: Progress) -> None:
+    try:
+        sink(snapshot)
+    except Exception as error:  # noqa: BLE001 - who watches must not break what is watched
+        _logger.error("on_progress raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show content
+
+
+def quota_use(statistics: AdmitStatistics) -> float | None:
+    """Return the share of the fullest bucket that is in use, 0 if all is there, 1 if nothing is; `None` without any."""
+    used = [
+        1 - bucket.available / bucket.capacity
+        for classes in statistics.quotas.values()
+        for buckets in classes.values()
+        for bucket in buckets.values()
+        if bucket.capacity and math.isfinite(bucket.capacity)
+    ]
+    return max(used, default=None)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anthropic.types import Message
+
+from penstock import FanOutResult, InvalidOutput
+from penstock.batch.ask import Asker, ask, fitted
+from penstock.batch.items import read_item
+from penstock.batch.output_format import OutputFormat
+
+if TYPE_CHECKING:
+    from penstock.simulator import Simulator
+
+COMMON: dict[str, Any] = {"model": "claude-haiku-5-5", "max_tokens": 99}
+
+
+class Prompt(str):
+    """A text that can be watched."""
+
+
+def message(text: str) -> Message:
+    """An answer."""
+    return Message.construct(content=[{"type": "text", "text": text}], stop_reason="end_turn")
+
+
+async def test_it_is_warm_once_an_item_is_answered(simulator: Simulator) -> None:
+    """What was not asked warms nothing."""
+    asker = Asker(simulator.client(), None, journal=None, warm_cache=True)
+    item = read_item(0, "x")
+    await asker.finish(FanOutResult(custom_id="a", index=0, error=ValueError("no")))
+    assert repr(asker) == "<Asker cold>"
+    assert (await asker.finish(replace(item, params={**item.params, **COMMON}))).ok
+    assert repr(asker) == "<Asker warm>"
+
+
+async def test_a_failure_is_freed_with_its_result(simulator: Simulator) -> None:
+    """Without waiting for the garbage collector: it holds the prompt."""
+    gc.collect()
+    gc.disable()
+    try:
+        prompt = Prompt("x")
+        watched = weakref.ref(prompt)
+        result = await ask(simulator.client(max_retries=0), read_item(0, prompt), None)
+        assert isinstance(result.error, TypeError)
+        del prompt, result
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_an_answer_of_an_earlier_run_is_read_as_the_present_one_wants() -> None:
+    """Parsed, or told that it doesn't fit; without a type it stays as it is."""
+    result = FanOutResult(custom_id="a", index=0, message=message("7"), replayed=True)
+    assert fitted(result, None) is result
+    parsed = fitted(replace(result, error=ValueError("old")), OutputFormat(int))
+    assert (parsed.parsed, parsed.ok, parsed.replayed) == (7, True, True)
+    assert isinstance(fitted(result, OutputFormat(list[str])).error, InvalidOutput)
+    failed = FanOutResult(custom_id="a", index=0, error=ValueError("no"))
+    assert fitted(failed, OutputFormat(int)) is failed
+
+
+@pytest.mark.parametrize("max_tokens", [None, "many", 100])
+async def test_a_bad_or_short_max_tokens_is_left_to_the_sdk(simulator: Simulator, max_tokens: object) -> None:
+    """What it says of it is the result."""
+    item = read_item(0, "x")
+    params = {**item.params, "model": "claude-haiku-5-5", "max_tokens": max_tokens}
+    result = await ask(simulator.client(), replace(item, params=params), None)
+    assert result.ok == (max_tokens == 100)
