@@ -42,6 +42,9 @@ VALUES: tuple[Any, ...] = (
     [{"type": "text", "text": "one"}, {"type": "text", "text": " "}],
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}},
     {"type": "text", "text": "somebody's", "author": "data"},
+    [{"type": "document", "source": "wiki/1", "title": "somebody's, too"}],
+    {"deep": ["\ud800"], "title": float("inf")},
+    {"type": "search_result", "source": "a", "title": "\ud800", "content": [{"type": "text", "text": "found"}]},
 )
 LEGS = 4
 # Faults and replies that are left over from before must come to an end in these.
@@ -144,7 +147,7 @@ class ToolRuns:
         self.exits.append("cancelled")
 
     def _gone_on(self, transcript: Any) -> Any:
-        """Go on from a transcript: with a question, as it stands, or as others leave one, with its calls unanswered."""
+        """Go on from a transcript: with a question, as it stands, or as others leave one, with calls unanswered."""
         rng = self._rng
         content = transcript[-1]["content"]
         if transcript[-1]["role"] == "assistant":
@@ -153,7 +156,8 @@ class ToolRuns:
             return transcript if paused else [*transcript, {"role": "user", "content": "And now?"}]
         answers = isinstance(content, list) and all(block["type"] == "tool_result" for block in content)
         if answers and rng.random() < 0.3:
-            return transcript[:-1]
+            some = [result for result in content if rng.random() < 0.4]
+            return [*transcript[:-1], {"role": "user", "content": some}] if some else transcript[:-1]
         return [*transcript, {"role": "user", "content": "Go on."}] if rng.random() < 0.5 else transcript
 
     def _caps(self) -> dict[str, Any]:

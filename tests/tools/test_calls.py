@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -176,13 +177,53 @@ class TestAnswers:
         finally:
             release.set()
 
-    async def test_a_tool_that_is_cancelled_by_itself_is_answered(self) -> None:
-        """A cancellation that nobody here asked for ends a task without a word."""
+    async def test_a_call_that_is_cancelled_by_itself_is_answered_and_disturbs_no_other(self) -> None:
+        """A cancellation that nobody here asked for, of a tool or of the hook, is a failure like any other."""
 
         async def cancelled() -> None:
             raise asyncio.CancelledError
 
-        assert await one(cancelled) == ("error", "the tool was cancelled")
+        async def cancels_itself() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await anyio.sleep(1)
+
+        def cancelled_sync() -> None:
+            raise asyncio.CancelledError
+
+        async def slow() -> str:
+            await anyio.sleep(0.02)
+            return "done"
+
+        async def approve(call: ToolCall) -> bool:
+            if call.name == "give":
+                raise asyncio.CancelledError
+            return True
+
+        uses = [use(name) for name in ("cancelled", "cancels_itself", "cancelled_sync", "give", "slow")]
+        turn = Turn([cancelled, cancels_itself, cancelled_sync, give, slow], *uses, approve=approve)
+        assert await turn.run() == [*[("error", "the call was cancelled")] * 4, "done"]
+        assert sum(isinstance(event, ToolFinished) for event in turn.events) == 5
+
+    async def test_a_sync_tool_does_not_end_the_program(self) -> None:
+        """In a thread, `sys.exit()` ends nothing but the thread."""
+
+        def leave() -> None:
+            sys.exit(2)
+
+        assert await one(leave) == ("error", "the tool called sys.exit(2)")
+
+    async def test_an_awaitable_result_is_awaited(self) -> None:
+        """Of a sync function that wraps an async one, and of an async one that returns what it should have awaited."""
+
+        def wrapped() -> Any:
+            return give()
+
+        async def forgetful() -> Any:
+            return give()
+
+        assert [await one(wrapped), await one(forgetful)] == ["given", "given"]
 
     async def test_results_are_validated_where_a_type_is_given(self) -> None:
         """What a tool must not return never reaches the model."""
@@ -263,6 +304,21 @@ class TestRetries:
         failing = Failing(*[OSError(str(number)) for number in range(9)])
         turn = Turn([tool(failing.act, safe_to_retry=True)], use("act", items=[1]))
         assert await turn.run() == [("error", "OSError: 2")]
+
+    async def test_each_attempt_gets_what_the_model_gave(self, virtual_time: VirtualTime) -> None:
+        """Also where nothing copies it on the way."""
+        seen: list[Any] = []
+
+        async def change(data: Any) -> None:
+            seen.append(list(data))
+            data.append(2)
+            raise OSError
+
+        turn = Turn([tool(change, safe_to_retry=True)], use("change", data=[1]))
+        await turn.run()
+        assert seen == [[1], [1], [1]]
+        assert isinstance(turn.events[0], ToolStarted)
+        assert turn.events[0].input == {"data": [1]}
 
     async def test_others_are_called_once(self) -> None:
         """What has been done can't be undone."""
@@ -358,6 +414,15 @@ class TestApproval:
         with pytest.raises(
             TypeError, match=r"approve must return a bool, Allow, Deny or Answer, not .* \(tool 'give'\)"
         ):
+            await one(give, approve)
+
+    async def test_a_hook_that_is_not_async_is_a_mistake(self) -> None:
+        """Whatever it returns."""
+
+        def approve(call: ToolCall) -> bool:
+            return bool(call)
+
+        with pytest.raises(TypeError, match="approve must be an async function that takes a ToolCall"):
             await one(give, approve)
 
     async def test_what_a_hook_raises_comes_out_as_it_is_and_stops_the_others(self) -> None:

@@ -10,11 +10,10 @@ import pytest
 from anthropic.types import TextBlock
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, TypeAdapter
+from pydantic import AfterValidator, BaseModel, TypeAdapter, field_serializer
 
 from penstock import ToolError
-from penstock.tools.call import Result
-from penstock.tools.content import failed, failure_of, result_of
+from penstock.tools.content import Result, failed, failure_of, result_of
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
 TEXT = {"type": "text", "text": "Hello"}
@@ -28,6 +27,19 @@ class Weather(BaseModel):
 @dataclass
 class Point:
     x: int
+
+
+class Broken(BaseModel):
+    type: str = "text"
+
+    @field_serializer("type")
+    def fail(self, value: str) -> str:
+        raise RuntimeError("no")
+
+
+class OwnError(ToolError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "own")
 
 
 class Unprintable(Exception):
@@ -59,6 +71,8 @@ class TestValues:
             ("", ""),
             (" \n\t", ""),
             ("lone \ud800 half", "lone \ufffd half"),
+            ({"a": ["\ud800"]}, '{"a":["\ufffd"]}'),
+            ({"ü": float("nan")}, '{"ü":NaN}'),
             (3, "3"),
             (True, "true"),
             ({"a": None}, '{"a":null}'),
@@ -88,6 +102,12 @@ class TestValues:
         loop: list[object] = []
         loop.append(loop)
         assert failure(loop).startswith("the tool returned list")
+        assert failure(10**5000).startswith("the tool returned int")
+        assert failure({**TEXT, "citations": [object()]}).startswith("the tool returned dict")
+
+    def test_a_value_whose_own_code_fails_is_refused_too(self) -> None:
+        """A serializer's mistake is told like any other."""
+        assert failure(Broken()).endswith("RuntimeError: no")
 
     @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.binary(), st.lists))
     def test_whatever_is_returned_can_be_sent(self, value: object) -> None:
@@ -119,9 +139,8 @@ class TestSize:
 
     def test_images_that_no_request_takes_are_refused(self) -> None:
         """Sent once, they would be sent again in every later request."""
-        huge = {**IMAGE, "source": {"data": "x" * 10_000_001}}
+        huge = {**IMAGE, "source": {"type": "base64", "media_type": "image/png", "data": "x" * 10_000_001}}
         assert "more than 10000000 characters of images" in failure(huge)
-        assert "images" in failure({**IMAGE, "source": object()})
 
 
 class TestBlocks:
@@ -141,6 +160,27 @@ class TestBlocks:
         assert content([{"type": "text", "text": " "}]) == []
 
     @pytest.mark.parametrize(
+        "block",
+        [
+            {**IMAGE, "cache_control": {"type": "ephemeral"}},
+            {"type": "document", "source": {"type": "file", "file_id": "file_1"}, "title": "A page"},
+            {"type": "search_result", "source": "wiki/1", "title": "A page", "content": [TEXT]},
+            {"type": "tool_reference", "tool_name": "add"},
+            {**TEXT, "citations": None},
+        ],
+    )
+    def test_every_kind_of_block_is_taken_with_its_fields(self, block: dict[str, Any]) -> None:
+        """As the API takes them in a result."""
+        assert content(block) == [block]
+
+    def test_what_json_does_not_hold_is_replaced_in_blocks(self) -> None:
+        """It would make every later request fail."""
+        source = {"type": "text", "media_type": "text/plain", "data": "lone \ud800 half"}
+        (sent,) = content({"type": "document", "source": source, "citations": {"a": float("inf"), "b": [1.5]}})
+        assert sent["source"]["data"] == "lone \ufffd half"
+        assert sent["citations"] == {"a": None, "b": [1.5]}
+
+    @pytest.mark.parametrize(
         "value",
         [
             {"type": "text", "text": "Hello", "author": "me"},
@@ -150,6 +190,12 @@ class TestBlocks:
             {"type": "message"},
             {"type": ["text"]},
             [TEXT, 3],
+            {"type": "image", "source": "https://a.example/a.png"},
+            {"type": "image", "source": {"type": "camera"}},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": 3}},
+            [{"type": "document", "source": "wiki/1", "title": "A page", "body": "Hello"}],
+            {"type": "search_result", "source": "wiki/1", "title": "A page", "content": "Hello"},
+            {"type": "search_result", "source": "wiki/1", "title": "A page", "content": [IMAGE]},
         ],
     )
     def test_data_that_looks_like_blocks_stays_data(self, value: object) -> None:
@@ -194,6 +240,8 @@ class TestFailures:
             (ValueError("\ud800"), "ValueError: \ufffd"),
             (ToolError("no such city"), "no such city"),
             (ToolError(" "), "the tool failed"),
+            (ToolError([]), "the tool failed"),
+            (OwnError(), "OwnError: own"),
             (ToolError([TEXT, IMAGE, {"type": "text", "text": "there"}]), "Hello\nthere"),  # type: ignore[list-item]
             (ToolError([IMAGE]), "the tool failed"),  # type: ignore[list-item]
         ],

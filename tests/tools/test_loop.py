@@ -207,6 +207,38 @@ class TestFailures:
             await whole(loop)
         check(loop.transcript)
 
+    @pytest.mark.parametrize("fault", ["rate_limited", "overloaded", "spend_cap", "reset"])
+    async def test_an_error_between_turns_leaves_what_was_done(
+        self, simulator: Simulator, sdk: anthropic.AsyncAnthropic, fault: str
+    ) -> None:
+        """The results of the tools are in the transcript, so that none is run again."""
+        simulator.reply(use("get_weather", city="Paris"))
+        simulator.inject(fault, after=1)
+        loop = ToolLoop(sdk, "Weather?", tools=[get_weather], **PARAMS)
+        with pytest.raises(anthropic.APIError):
+            await whole(loop)
+        messages: Any = loop.transcript
+        assert messages[-1]["content"][0]["content"] == "sunny in Paris"
+        again = ToolLoop(sdk, messages, tools=[], **PARAMS)
+        await whole(again)
+        assert (again.run.iterations, again.run.tool_calls) == (1, 0)
+
+    async def test_a_client_that_is_closed_while_tools_run_keeps_their_results(self, simulator: Simulator) -> None:
+        """Its next request is refused; the transcript can be gone on from with another client."""
+        claude = Client(sdk=simulator.client(), log=False)
+
+        async def closing() -> str:
+            await claude.close()
+            return "closed"
+
+        simulator.reply(use("closing"))
+        async with claude:
+            loop = claude.tool_loop("Hello", tools=[closing], **PARAMS)
+            with pytest.raises(ClientClosed):
+                await whole(loop)
+        messages: Any = loop.transcript
+        assert messages[-1]["content"][0]["content"] == "closed"
+
     async def test_a_closed_client_offers_none(self, simulator: Simulator) -> None:
         """As any other of its verbs."""
         claude = Client(sdk=simulator.client(), log=False)

@@ -6,7 +6,7 @@ import pytest
 from anthropic.types import Message, TextBlock, ToolUseBlock
 
 from penstock import InvalidHistory
-from penstock.tools.call import Result
+from penstock.tools.content import Result
 from penstock.tools.transcript import Transcript, message_params
 
 ASKED = {"role": "user", "content": "Hello"}
@@ -15,6 +15,7 @@ CALLS: list[dict[str, Any]] = [
     {"type": "tool_use", "id": "toolu_1", "name": "one", "input": {"a": [1]}},
     {"type": "tool_use", "id": "toolu_2", "name": "two", "input": {}, "toolset_name": "browser"},
 ]
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}
 INTERRUPTED = "Not run: the conversation was interrupted."
 BEGUN = "Interrupted: the tool had begun, and whether it has done its work is not known."
 
@@ -46,6 +47,7 @@ class TestPrompt:
             "content": [{"type": "text", "text": "Hi"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}}],
         }
         assert message_params([ASKED, message]) == [ASKED, said]
+        assert message_params([ASKED, message.model_dump(exclude_unset=True)]) == [ASKED, said]
         assert message_params([ASKED, {"role": "assistant", "content": content}]) == [ASKED, said]
         assert message_params([ASKED, {"role": "assistant", "content": iter(content)}]) == [ASKED, said]
 
@@ -71,6 +73,10 @@ class TestPrompt:
             ([ASKED, {"role": "user", "content": {"type": "text"}}], "messages.1.content"),
             ([ASKED, {"role": "user", "content": [CALLS[0], {"text": "x"}]}], "messages.1.content.1"),
             ([{"role": "user", "content": ["x"]}], "messages.0.content.0"),
+            ([{"role": "user", "content": ""}], "messages.0.content"),
+            ([ASKED, {"role": "assistant", "content": []}], "messages.1.content"),
+            ([ASKED, {"role": "assistant", "content": "Hi", "tool_calls": []}], "messages.1.tool_calls"),
+            ([{"role": "user", "content": "Hi", "name": "me"}], "messages.0.name"),
         ],
     )
     def test_what_is_none_is_refused_with_its_place(self, prompt: Any, place: str) -> None:
@@ -146,16 +152,62 @@ class TestCalls:
         assert Transcript([ASKED, {"role": "assistant", "content": "Hi"}]).unanswered == []
         assert Transcript([{"role": "assistant", "content": "Hi"}]).unanswered == []
 
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_turn_that_is_answered_in_part_is_taken_up(self, place: int) -> None:
+        """Only the other calls are run; all are answered in one message, in order."""
+        said = {"role": "assistant", "content": CALLS}
+        result = {"type": "tool_result", "tool_use_id": f"toolu_{place + 1}", "content": "x", "is_error": True}
+        transcript = Transcript([ASKED, said, {"role": "user", "content": [result]}])
+        (call,) = transcript.unanswered
+        assert call.id == f"toolu_{2 - place}"
+        transcript.answer(call, Result(content="y"))
+        transcript.close_turn()
+        assert [message["role"] for message in transcript.to_send] == ["user", "assistant", "user"]
+        answered = transcript.to_send[-1]["content"]
+        assert [block["tool_use_id"] for block in answered] == ["toolu_1", "toolu_2"]
+        assert [block.get("is_error", False) for block in answered] == [place == 0, place == 1]
+
+    def test_results_may_stand_in_several_messages(self) -> None:
+        """The API joins them."""
+        results = [{"type": "tool_result", "tool_use_id": f"toolu_{number}"} for number in (1, 2)]
+        users = [{"role": "user", "content": [result]} for result in results]
+        messages = [ASKED, {"role": "assistant", "content": CALLS}, *users]
+        assert Transcript(messages).valid == messages
+
+    @pytest.mark.parametrize(
+        ("then", "says"),
+        [
+            ([ASKED], "tool calls toolu_1, toolu_2 are not answered"),
+            ([{"role": "user", "content": [RESULT, CALLS[0]]}], "tool calls toolu_2 are not answered"),
+            (
+                [{"role": "user", "content": [RESULT]}, {"role": "assistant", "content": "Hi"}],
+                "tool calls toolu_2 are not answered",
+            ),
+            ([{"role": "system", "content": "Be brief."}], "tool calls toolu_1, toolu_2 are not answered"),
+            ([{"role": "user", "content": [{**RESULT, "tool_use_id": "toolu_3"}]}], "answers toolu_3, which is no"),
+        ],
+    )
+    def test_calls_that_can_no_longer_be_answered_are_refused_with_their_place(self, then: Any, says: str) -> None:
+        """As are answers to no call; nothing is run twice for want of a name."""
+        with pytest.raises(InvalidHistory, match=says) as caught:
+            Transcript([ASKED, {"role": "assistant", "content": CALLS}, *then])
+        assert caught.value.place == f"messages.{1 + len(then)}"
+
     def test_nothing_said_is_not_added(self) -> None:
         """The API takes no empty message."""
         transcript = Transcript("Hello")
         transcript.add_reply([])
         assert transcript.valid == [ASKED]
 
-    def test_an_input_that_is_no_object_is_none(self) -> None:
-        """A server that is not the API's own may send one."""
-        transcript = Transcript([ASKED, {"role": "assistant", "content": [{**CALLS[1], "input": "{"}]}])
-        assert transcript.unanswered[0].input == {}
+    @pytest.mark.parametrize(
+        ("given", "taken"), [("{", {"INVALID_JSON": '"{"'}), ([1], {"INVALID_JSON": "[1]"}), (None, {})]
+    )
+    def test_an_input_that_is_no_object_is_made_one(self, given: object, taken: object) -> None:
+        """The API takes no other back; no tool takes it for its own arguments."""
+        transcript = Transcript("Hello")
+        transcript.add_reply([{**CALLS[1], "input": given}])
+        assert transcript.unanswered[0].input == taken
+        assert transcript.to_send[-1]["content"][0]["input"] == taken
 
     def test_what_is_given_out_may_be_changed(self) -> None:
         """The caller's own lists are no part of it."""

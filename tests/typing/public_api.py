@@ -16,12 +16,15 @@ import penstock
 from penstock import (
     AdmissionTimeout,
     Admit,
+    Allow,
+    Answer,
     BreakerOptions,
     CircuitBreaker,
     CircuitOpen,
     Client,
     ClientClosed,
     ClientStatistics,
+    Deny,
     FanOutResult,
     KeyNotFound,
     Limits,
@@ -34,11 +37,19 @@ from penstock import (
     Retry,
     RetryOptions,
     Settings,
+    Tool,
+    ToolCall,
+    ToolError,
+    ToolLoop,
+    ToolLoopLimit,
+    ToolRun,
     UnknownPrice,
+    tool,
 )
 from penstock.batch.fan_out import FanOut
 from penstock.core.events import CallEnded, Event
 from penstock.testing import Cancelled, cancel_at_every_await
+from penstock.tools import ToolFinished
 
 if TYPE_CHECKING:
     from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
@@ -147,6 +158,46 @@ async def many_at_once(claude: Client, prompts: AsyncIterator[str]) -> None:
     claude.fan_out([1, 2])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
+@tool
+async def get_weather(city: str) -> str:
+    """Get the weather of a city."""
+    raise ToolError(f"no such city: {city}")
+
+
+@tool(safe_to_retry=True, timeout_s=5)
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+async def approve(call: ToolCall) -> bool | Allow | Deny | Answer:
+    """A hook may decide in four ways."""
+    assert_type(call.input, dict[str, Any])
+    return Allow({"a": 1}) if call.name == "add" else Deny("no") if call.name == "rm" else Answer("x", is_error=True)
+
+
+async def with_tools(claude: Client) -> None:
+    """Functions, with options or without, and what comes of a run."""
+    offered: list[Tool[..., Any]] = [add, get_weather]
+    assert_type(add(1, 2), int)
+    assert_type(await get_weather("Paris"), str)
+    run = await claude.run_tools("Weather?", tools=[*offered, repr], approve=approve, max_iterations=3)
+    assert_type(run, ToolRun)
+    assert_type(run.transcript, list[anthropic.types.MessageParam])
+    assert_type(run.iterations, int)
+    assert_type(run.cost_usd, Decimal | None)
+    assert_type(run.usage.total_tokens, int)
+    assert_type(run.message.stop_reason == "end_turn", bool)
+    async with claude.tool_loop(run.transcript, tools=[add], tool_timeout_s=5) as events:
+        assert_type(events, ToolLoop)
+        assert_type(events.transcript, list[anthropic.types.MessageParam])
+        async for event in events:
+            if isinstance(event, ToolFinished):
+                assert_type(event.seconds, float)
+    add("a", 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await claude.run_tools("x", tools=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
 def alone() -> AsyncAnthropic:
     """Guards are middleware of anyone's client."""
     guards: list[anthropic.Middleware] = [
@@ -176,6 +227,8 @@ def failing(error: Exception) -> None:
             assert_type(error.limit, str)
         case UnknownPrice():
             assert_type(error.model, str)
+        case ToolLoopLimit():
+            assert_type(error.limit, str)
         case ClientClosed() | PenstockError():
             assert_type(error.args, tuple[Any, ...])
         case _:

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 from anthropic.lib.tools import ToolError
 
-from penstock.tools.call import Allow, Answer, Approve, Decision, Deny, ToolCall
 from penstock.tools.definition import Tool, tool
 from penstock.tools.events import (
+    Allow,
+    Answer,
+    Approve,
+    Decision,
+    Deny,
     Finished,
     IterationStarted,
     MessageFinished,
     TextDelta,
+    ToolCall,
     ToolDenied,
     ToolEvent,
     ToolFinished,
     ToolStarted,
 )
 from penstock.tools.loop import ToolLoop
-from penstock.tools.options import ToolOptions
 from penstock.tools.outcome import ToolRun
 from penstock.tools.registry import AnyTool, Tools
 from penstock.tools.run import run_tools
+from penstock.tools.state import ToolOptions
 
 __all__ = [
     "Allow",

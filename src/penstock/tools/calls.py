@@ -1,35 +1,35 @@
 """Running the calls of a turn, all at once, each to an answer.
 
-The rule here: a call always ends in a result, whatever its tool does; only the hook `approve` may fail the run. Nothing
-of the client's (no slot, no connection) is held while tools run, so a tool may use the client itself.
+The rule here: a call always ends in a result, whatever its tool does, and disturbs no other; only the hook `approve`
+may fail the run. Nothing of the client's (no slot, no connection) is held while tools run, so a tool may use the client
+itself.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 import anyio.to_thread
 from anthropic.lib.tools import ToolError
 from anyio.lowlevel import RunVar
 
-from penstock.tools.call import Allow, Answer, Deny, Result, ToolCall
-from penstock.tools.content import failed, failure_of, result_of
+from penstock.tools.content import Result, failed, failure_of, result_of
 from penstock.tools.definition import InvalidArguments
-from penstock.tools.events import ToolDenied, ToolEvent, ToolFinished, ToolStarted
+from penstock.tools.events import Allow, Answer, Deny, ToolCall, ToolDenied, ToolFinished, ToolStarted
 
 if TYPE_CHECKING:
-    from penstock.tools.call import Approve
+    from collections.abc import Callable
+
     from penstock.tools.definition import Tool
-    from penstock.tools.options import ToolOptions
+    from penstock.tools.events import Approve, Emit
     from penstock.tools.registry import Tools
-    from penstock.tools.state import LoopState
+    from penstock.tools.state import LoopState, ToolOptions
 
-__all__ = ["Calls", "Emit"]
-
-Emit: TypeAlias = Callable[[ToolEvent], object]
+__all__ = ["Calls"]
 
 _RETRIES: Final = 2
 _BACK_OFF_S: Final = 0.1
@@ -72,6 +72,11 @@ class Calls:
             except Exception as error:  # noqa: BLE001 - raised below, because a task group would wrap it
                 raised.append(error)
                 group.cancel_scope.cancel()
+            except anyio.get_cancelled_exc_class():
+                if anyio.current_effective_deadline() == -math.inf:
+                    raise
+                # Nobody here asked for it. Raised on, it would cancel the other calls.
+                self._finish(call, failed("the call was cancelled"), state)
 
         async with anyio.create_task_group() as group:
             for call in calls:
@@ -81,9 +86,6 @@ class Calls:
                 raise raised[0]
             finally:
                 raised.clear()
-        for call in state.transcript.unanswered:
-            # Its task ended without a word, which only a cancellation that nobody here asked for does.
-            self._finish(call, failed("the tool was cancelled"), state)
 
     async def _answer(self, call: ToolCall, state: LoopState) -> None:
         tool = self._tools.find(call)
@@ -106,7 +108,10 @@ class Calls:
             return refused
         if self._approve is None or tool.needs_approval is False:
             return call.input
-        decision = cast("object", await self._approve(call))
+        asked = cast("object", self._approve(call))
+        if not inspect.isawaitable(asked):
+            raise TypeError("approve must be an async function that takes a ToolCall")
+        decision = cast("object", await asked)
         if isinstance(decision, bool):
             decision = Allow() if decision else Deny()
         if isinstance(decision, Deny):
@@ -122,14 +127,14 @@ class Calls:
     def _refusal(self, tool: Tool[..., Any], given: dict[str, Any]) -> Result | None:
         """Return why a tool doesn't take an input; `None` if it does."""
         try:
-            tool.bind(given)
+            _bound(tool, given)
         except Exception as error:  # noqa: BLE001 - validators of the tool's own
             return self._failure(error)
         return None
 
     def _answered_by(self, decision: Answer) -> Result:
         result = result_of(decision.content, most=self._options.max_result_chars)
-        return failed(_text_of(result)) if decision.is_error else result
+        return failed(result.text) if decision.is_error else result
 
     # Running
 
@@ -160,17 +165,25 @@ class Calls:
             left -= 1
 
     async def _attempt(self, tool: Tool[..., Any], given: dict[str, Any]) -> Result:
-        # Bound for each attempt: a tool may change what it is given.
-        bound = tool.bind(given)
+        bound = _bound(tool, given)
         if tool.is_async:
-            return self._result(tool, await cast("Any", bound()))
-        value = await anyio.to_thread.run_sync(self._call_sync, tool, bound, abandon_on_cancel=True, limiter=_limiter())
-        return value if isinstance(value, Result) else self._result(tool, await cast("Any", value))
+            value = await cast("Any", bound())
+        else:
+            value = await anyio.to_thread.run_sync(
+                self._call_sync, tool, bound, abandon_on_cancel=True, limiter=_limiter()
+            )
+        if inspect.isawaitable(value):
+            value = await value
+        return value if isinstance(value, Result) else self._result(tool, value)
 
     def _call_sync(self, tool: Tool[..., Any], bound: Callable[[], object]) -> object:
         """Call a sync tool; returns its result, or what is still to be awaited (a wrapped async function)."""
-        value = bound()
-        return value if hasattr(value, "__await__") else self._result(tool, value)
+        try:
+            value = bound()
+        except SystemExit as error:
+            # In a thread it ends nothing but the thread; raised on, it would end the program.
+            raise ToolError(f"the tool called sys.exit({error.code!r})") from error
+        return value if inspect.isawaitable(value) else self._result(tool, value)
 
     def _result(self, tool: Tool[..., Any], value: object) -> Result:
         return result_of(value, most=self._options.max_result_chars, schema=tool.result)
@@ -183,7 +196,7 @@ class Calls:
     def _deny(self, call: ToolCall, decision: Deny, state: LoopState) -> None:
         result = failed(f"Denied: {decision.reason}")
         state.answered(call, result)
-        self._emit(ToolDenied(id=call.id, name=call.name, reason=_text_of(result)))
+        self._emit(ToolDenied(id=call.id, name=call.name, reason=result.text))
 
     def _finish(self, call: ToolCall, result: Result, state: LoopState, *, seconds: float = 0.0) -> None:
         state.answered(call, result)
@@ -192,10 +205,9 @@ class Calls:
         )
 
 
-def _text_of(result: Result) -> str:
-    if isinstance(result.content, str):
-        return result.content
-    return "\n".join(block["text"] for block in result.content if block["type"] == "text")
+def _bound(tool: Tool[..., Any], given: dict[str, Any]) -> Callable[[], object]:
+    """Return the call, with arguments of its own: a tool may change what it is given, and be called again."""
+    return tool.bind(copy.deepcopy(given))
 
 
 def _limiter() -> anyio.CapacityLimiter:

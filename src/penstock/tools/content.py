@@ -1,38 +1,65 @@
 """From what a tool returns or raises to what the API takes as a result.
 
 The rule here: whatever comes out can be sent. A result that the API would refuse would end the conversation for good,
-because it would stand in every later request: so there are no empty or oversized blocks, no lone surrogates, and
-nothing but text in what failed. Nothing here raises.
+because it would stand in every later request: so there are no empty or oversized blocks, nothing that JSON can't hold,
+and nothing but text in what failed. Nothing here raises.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from anthropic.lib.tools import ToolError
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
-from penstock.tools.call import Result
 from penstock.tools.definition import InvalidArguments, reasons
 
-__all__ = ["failed", "failure_of", "result_of"]
+__all__ = ["Result", "failed", "failure_of", "result_of"]
 
-# What makes a dict with that type a content block, and not somebody's data.
-_BLOCKS: Final = {
-    "text": {"text"},
-    "image": {"source"},
-    "document": {"source"},
-    "search_result": {"source", "title", "content"},
-    "tool_reference": {"tool_name"},
+# What makes a dict with that type a content block, and not somebody's data: fields that it has, and others it may have.
+_BLOCKS: Final[dict[str, dict[str, type]]] = {
+    "text": {"text": str},
+    "image": {"source": Mapping},
+    "document": {"source": Mapping},
+    "search_result": {"source": str, "title": str, "content": list},
+    "tool_reference": {"tool_name": str},
 }
-_OF_TEXT: Final = {"type", "text", "cache_control", "citations"}
+_OTHERS: Final = {
+    "text": {"citations"},
+    "document": {"title", "context", "citations"},
+    "search_result": {"citations"},
+}
+_SOURCES: Final = {"base64", "url", "file", "text", "content"}
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # A request takes 32 MB; one result must leave room for the others.
 _MEDIA_CHARS: Final = 10_000_000
 _ERROR_CHARS: Final = 4_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a call is answered with.
+
+    Attributes:
+        content: A text, or content blocks as a `tool_result` takes them.
+        is_error: Whether it failed.
+    """
+
+    content: str | list[dict[str, Any]] = field(repr=False)
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its text, without what else is in it."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(block["text"] for block in self.content if block["type"] == "text")
 
 
 def result_of(value: object, *, most: int, schema: TypeAdapter[Any] | None = None) -> Result:
@@ -43,34 +70,27 @@ def result_of(value: object, *, most: int, schema: TypeAdapter[Any] | None = Non
         most: Characters of text that are kept; what is longer is cut, and says so.
         schema: What the value must fit; `None` for no check.
     """
-    if schema is not None:
-        try:
+    try:
+        if schema is not None:
             value = schema.dump_python(schema.validate_python(value), mode="json")
-        except ValidationError as error:
-            return failed(f"the tool returned what it should not: {reasons(error)}")
-        except Exception as error:  # noqa: BLE001 - a validator of the tool's own
-            return failed(f"the tool's result can't be checked: {_told(error)}")
-    if isinstance(value, str):
-        return Result(content=_cut(value, most))
-    if value is None:
-        return Result(content="")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return failed("the tool returned bytes, which can't be sent; it must return text, or an image block")
-    blocks = _blocks_of(value)
-    return _of_blocks(blocks, most) if blocks is not None else _of_data(value, most)
+    except ValidationError as error:
+        return failed(f"the tool returned what it should not: {reasons(error)}"[:_ERROR_CHARS])
+    except Exception as error:  # noqa: BLE001 - a validator of the tool's own
+        return failed(f"the tool's result can't be checked: {_told(error)}")
+    try:
+        return _sendable(value, most)
+    except Exception as error:  # noqa: BLE001 - serializers of the value's own
+        return failed(f"the tool returned {type(value).__name__}, which can't be written as JSON: {_told(error)}")
 
 
 def failure_of(error: Exception, *, most: int) -> Result:
     """Return the result of a tool that raised: what a `ToolError` says, else the error's type and message."""
     if isinstance(error, InvalidArguments):
         return failed(str(error)[:_ERROR_CHARS])
-    if not isinstance(error, ToolError):
+    if not (isinstance(error, ToolError) and hasattr(error, "content")):  # a subclass may not call the constructor
         return failed(_told(error))
-    said = result_of(error.content if isinstance(error.content, str) else list(error.content), most=most)
-    if isinstance(said.content, str):
-        return failed(said.content)
-    # The API takes nothing but text in a result that failed.
-    return failed("\n".join(block["text"] for block in said.content if block["type"] == "text"))
+    # Of blocks only the text: the API takes nothing else in a result that failed.
+    return failed(result_of(error.content, most=most).text if error.content else "")
 
 
 def failed(reason: str) -> Result:
@@ -88,6 +108,20 @@ def _told(error: Exception) -> str:
     return f"{kind}: {message}"[:_ERROR_CHARS] if message else kind
 
 
+def _sendable(value: object, most: int) -> Result:
+    if isinstance(value, str):
+        return Result(content=_cut(value, most))
+    if value is None:
+        return Result(content="")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return failed("the tool returned bytes, which can't be sent; it must return text, or an image block")
+    blocks = _blocks_of(value)
+    if blocks is not None:
+        return _of_blocks(blocks, most)
+    # By way of Python's values, because a lone surrogate would make the direct way fail.
+    return Result(content=_cut(json.dumps(to_jsonable_python(value), ensure_ascii=False, separators=(",", ":")), most))
+
+
 # Text
 
 
@@ -100,7 +134,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _well_formed(text: str) -> str:
-    return _LONE_SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
 # Blocks
@@ -109,29 +143,52 @@ def _well_formed(text: str) -> str:
 def _blocks_of(value: object) -> list[dict[str, Any]] | None:
     """Return content blocks, if that is what the value is: one of them, or a list of nothing else."""
     items = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
-    blocks = [_block_of(item) for item in items]
-    return [block for block in blocks if block is not None] if blocks and all(blocks) else None
+    blocks: list[dict[str, Any]] = []
+    for item in items:
+        block = item.model_dump(mode="json", exclude_none=True) if isinstance(item, BaseModel) else item
+        if not _is_block(block):
+            return None
+        blocks.append(_plain(to_jsonable_python(block)))
+    return blocks or None
 
 
-def _block_of(item: object) -> dict[str, Any] | None:
-    if isinstance(item, BaseModel):
-        item = item.model_dump(mode="json", exclude_none=True)
-    if not isinstance(item, Mapping):
-        return None
-    block = dict(cast("Mapping[str, Any]", item))
+def _is_block(value: object) -> bool:
+    """Whether it is a content block as the API takes it in a result."""
+    if not isinstance(value, Mapping):
+        return False
+    block = cast("Mapping[str, Any]", value)
     kind = block.get("type")
     needed = _BLOCKS.get(kind) if isinstance(kind, str) else None
-    if needed is None or not needed <= block.keys():
-        return None
-    is_data = kind == "text" and not (isinstance(block["text"], str) and block.keys() <= _OF_TEXT)
-    return None if is_data else block
+    if needed is None or not all(isinstance(block.get(name), needed[name]) for name in needed):
+        return False
+    if not block.keys() <= {"type", "cache_control", *needed, *_OTHERS.get(str(kind), ())}:
+        return False
+    source, content = block.get("source"), block.get("content", [])
+    if isinstance(source, Mapping) and not _is_source(cast("Mapping[str, Any]", source)):
+        return False
+    return all(_is_block(part) and part["type"] == "text" for part in content)
+
+
+def _is_source(source: Mapping[str, Any]) -> bool:
+    return source.get("type") in _SOURCES and isinstance(source.get("data", ""), str)
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value without what can't be sent: lone surrogates, and numbers that are none."""
+    if isinstance(value, str):
+        return _well_formed(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in cast("Iterable[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _of_blocks(blocks: list[dict[str, Any]], most: int) -> Result:
     left, media, kept = most, 0, list[dict[str, Any]]()
     for block in blocks:
         if block["type"] != "text":
-            media += _size(block)
+            media += len(to_json(block))
             kept.append(block)
         elif left > 0 and (text := _cut(block["text"], left)):
             left -= len(block["text"])
@@ -139,22 +196,3 @@ def _of_blocks(blocks: list[dict[str, Any]], most: int) -> Result:
     if media > _MEDIA_CHARS:
         return failed(f"the tool returned more than {_MEDIA_CHARS} characters of images or documents; return fewer")
     return Result(content=kept)
-
-
-def _size(block: dict[str, Any]) -> int:
-    """Return about how many characters a block takes in a request."""
-    try:
-        return len(to_json(block))
-    except ValueError:
-        return _MEDIA_CHARS + 1
-
-
-# Anything else
-
-
-def _of_data(value: object, most: int) -> Result:
-    try:
-        text = to_json(value).decode()
-    except Exception as error:  # noqa: BLE001 - serializers of the value's own
-        return failed(f"the tool returned {type(value).__name__}, which can't be written as JSON: {_told(error)}")
-    return Result(content=_cut(text, most))

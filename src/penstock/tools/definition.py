@@ -153,7 +153,8 @@ def tool(
         )
     given = cast("object", function)
     if not (inspect.isfunction(given) or inspect.ismethod(given)):
-        raise TypeError(f"a tool must be a function, not {given!r}; write a function that calls it")
+        # Only its type: a partial, shown whole, may show a key.
+        raise TypeError(f"a tool must be a function, not {type(given).__name__}; write a function that calls it")
     described = _described(function, checked_name(name or function.__name__), description)
     if timeout_s is not None and not timeout_s > 0:
         raise ValueError(f"timeout_s of tool {described.name!r} must be above 0, or None, not {timeout_s!r}")

@@ -1,11 +1,12 @@
-"""What a tool loop tells an interface, as it happens.
+"""What a tool loop asks and tells an application: calls to decide about, and what happens, as it happens.
 
-The rule here: frozen facts in the order in which they happened. Content is in them, because an interface shows it, but
-never in their `repr`.
+The rule here: frozen values, the events in the order in which things happened. Content is in them, because an interface
+shows it, but never in their `repr`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,15 +15,83 @@ if TYPE_CHECKING:
     from penstock.tools.outcome import ToolRun
 
 __all__ = [
+    "Allow",
+    "Answer",
+    "Approve",
+    "Decision",
+    "Deny",
+    "Emit",
     "Finished",
     "IterationStarted",
     "MessageFinished",
     "TextDelta",
+    "ToolCall",
     "ToolDenied",
     "ToolEvent",
     "ToolFinished",
     "ToolStarted",
 ]
+
+# Asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool, as the model made it.
+
+    Attributes:
+        id: The API's, of the `tool_use` block.
+        name: Of the tool.
+        input: Its arguments; a copy, free to be changed. Never in `repr`.
+        toolset_name: Of the toolset that it belongs to, if any.
+    """
+
+    id: str
+    name: str
+    input: dict[str, Any] = field(repr=False)
+    toolset_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Let a call run.
+
+    Attributes:
+        input: The arguments to run it with, in place of the model's; `None` to keep those.
+    """
+
+    input: dict[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Don't let a call run; the model is told so.
+
+    Attributes:
+        reason: For the model.
+    """
+
+    reason: str = field(default="The user does not allow this call.", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a call in place of the tool.
+
+    Attributes:
+        content: What a tool may return.
+        is_error: Whether the model is to take it for a failure.
+    """
+
+    content: object = field(default=None, repr=False)
+    is_error: bool = False
+
+
+Decision: TypeAlias = bool | Allow | Deny | Answer
+Approve: TypeAlias = Callable[[ToolCall], Awaitable[Decision]]
+
+
+# Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +194,4 @@ class Finished:
 ToolEvent: TypeAlias = (
     IterationStarted | TextDelta | MessageFinished | ToolStarted | ToolFinished | ToolDenied | Finished
 )
+Emit: TypeAlias = Callable[[ToolEvent], object]

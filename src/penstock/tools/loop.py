@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from penstock.tools.drive import Drive
 from penstock.tools.events import TextDelta
+from penstock.tools.run import Drive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from anthropic.types import MessageParam
     from anyio.abc import TaskGroup
 
-    from penstock.tools.call import Approve
-    from penstock.tools.events import ToolEvent
+    from penstock.tools.events import Approve, ToolEvent
     from penstock.tools.outcome import ToolRun
     from penstock.tools.registry import AnyTool, Tools
     from penstock.tools.transcript import Prompt

@@ -1,29 +1,43 @@
 """Which tools a model is offered, by name.
 
 The rule here: a name means one tool, and every tool that the model may call here has something that runs it. What
-isn't so is refused before anything is sent.
+isn't so is refused before anything is sent. Function tools of the SDK are taken as they are; only their refusal of
+arguments is put into words that help the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from anthropic.lib.tools import BetaAsyncRunnableToolset, BetaRunnableToolset
+from anthropic.lib.tools import (
+    BetaAsyncBuiltinFunctionTool,
+    BetaAsyncFunctionTool,
+    BetaAsyncRunnableToolset,
+    BetaBuiltinFunctionTool,
+    BetaFunctionTool,
+    BetaRunnableToolset,
+)
+from pydantic import ValidationError
 
-from penstock.tools.definition import Tool, tool
-from penstock.tools.sdk_tools import SDKTool, is_of_sdk, of_sdk
+from penstock.tools.definition import Tool, checked_name, refused, tool, without_empty
 
 if TYPE_CHECKING:
-    from penstock.tools.call import ToolCall
+    from penstock.tools.events import ToolCall
 
-__all__ = ["AnyTool", "Tools"]
+__all__ = ["AnyTool", "SDKTool", "Tools"]
 
+_Sync: TypeAlias = BetaFunctionTool[Any] | BetaBuiltinFunctionTool
+_Async: TypeAlias = BetaAsyncFunctionTool[Any] | BetaAsyncBuiltinFunctionTool
+SDKTool: TypeAlias = _Sync | _Async
 AnyTool: TypeAlias = Tool[..., Any] | Callable[..., Any] | SDKTool | Mapping[str, Any]
 
 # Entries that the API knows by their type, whose calls are nevertheless to be run by whoever sent them.
 _RUN_BY_CLIENT: Final = ("custom", "bash_", "browser_", "computer_", "memory_", "text_editor_")
 _TOOLSETS: Final = (BetaRunnableToolset, BetaAsyncRunnableToolset)
+_SYNC: Final = (BetaFunctionTool, BetaBuiltinFunctionTool)
+_ASYNC: Final = (BetaAsyncFunctionTool, BetaAsyncBuiltinFunctionTool)
 
 
 class Tools:
@@ -95,13 +109,15 @@ class Tools:
 def _tool_of(item: object) -> Tool[..., Any]:
     if isinstance(item, Tool):
         return cast("Tool[..., Any]", item)
-    if is_of_sdk(item):
-        return of_sdk(item)
+    if isinstance(item, _SYNC + _ASYNC):
+        return _of_sdk(cast("Any", item))
     if isinstance(item, _TOOLSETS):
         raise TypeError(
             f"{type(item).__name__}: a toolset acts on one screen, one step after the other; use the SDK's "
             "beta.messages.tool_runner for it"
         )
+    if item is None:
+        raise TypeError("a tool must be a function, not None")
     return tool(cast("Callable[..., Any]", item))
 
 
@@ -115,3 +131,40 @@ def _server_name(param: Mapping[str, Any]) -> str:
             "anthropic.lib.tools.BetaAsyncBuiltinFunctionTool for a tool that the API knows by its type"
         )
     return name
+
+
+# Of the SDK
+
+
+def _of_sdk(given: SDKTool) -> Tool[..., Any]:
+    is_async = isinstance(given, _ASYNC)
+
+    def bind(value: dict[str, Any]) -> Callable[[], object]:
+        return partial(_call_async, given, value) if isinstance(given, _ASYNC) else partial(_call, given, value)
+
+    return Tool(
+        name=checked_name(given.name),
+        param=without_empty(cast("dict[str, Any]", given.to_dict())),
+        function=given.call,
+        bind=bind,
+        is_async=is_async,
+    )
+
+
+def _call(given: _Sync, value: dict[str, Any]) -> object:
+    try:
+        return given.call(value)
+    except ValueError as error:
+        raise (refused(error) if _refuses(error) else error) from None
+
+
+async def _call_async(given: _Async, value: dict[str, Any]) -> object:
+    try:
+        return await given.call(value)
+    except ValueError as error:
+        raise (refused(error) if _refuses(error) else error) from None
+
+
+def _refuses(error: ValueError) -> bool:
+    """Whether the SDK refuses the arguments, other than the tool itself raising."""
+    return isinstance(error.__cause__, ValidationError) and str(error).startswith("Invalid arguments for function")

@@ -1,26 +1,178 @@
-"""The tool loop as one call: `run_tools`.
+"""One run of the tool loop: doing what its state decides, asking the model, running calls; as one call, `run_tools`.
 
-The rule here: it is the same loop as `ToolLoop`, with nobody looking on.
+The rule here: one request at a time, streamed, and over before any tool runs. Only replies whose text nobody has seen
+are asked for again when they break off.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from penstock.tools.drive import Drive
+import anyio
+
+from penstock.core.context import labels
+from penstock.core.usage import Usage
+from penstock.costs.prices import price_of
+from penstock.errors import StreamInterrupted
+from penstock.streaming.opening import stream
+from penstock.tools.calls import Calls
+from penstock.tools.events import Finished, IterationStarted, MessageFinished, TextDelta
+from penstock.tools.registry import Tools
+from penstock.tools.state import Ask, End, LoopState, RunCalls, ToolOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anthropic import AsyncAnthropic
+    from anthropic.types import MessageParam
 
-    from penstock.tools.call import Approve
-    from penstock.tools.events import ToolEvent
+    from penstock.streaming.accumulate import AnyMessage
+    from penstock.tools.events import Approve, Emit, ToolEvent
     from penstock.tools.outcome import ToolRun
-    from penstock.tools.registry import AnyTool, Tools
+    from penstock.tools.registry import AnyTool
     from penstock.tools.transcript import Prompt
 
-__all__ = ["run_tools"]
+__all__ = ["Drive", "run_tools"]
+
+_ASKED_AGAIN: Final = 2
+_NOT_OURS: Final = {"messages": "give the messages as the prompt", "stream": "every reply is streamed already"}
+
+
+class Drive:
+    """One run of a tool loop.
+
+    Args:
+        sdk: The client that sends the requests, governed or not.
+        prompt: As for `run_tools`.
+        tools: As for `run_tools`.
+        approve: As for `run_tools`.
+        params: Fields of `ToolOptions`, and parameters of `messages.create`.
+
+    Raises:
+        TypeError: A tool can't be used, or a parameter isn't the caller's to give.
+        ValueError: An option is out of its range, or two tools have the same name.
+        InvalidHistory: A message of the prompt is not what the API takes.
+    """
+
+    def __init__(
+        self,
+        sdk: AsyncAnthropic,
+        prompt: Prompt,
+        *,
+        tools: Iterable[AnyTool] | Tools,
+        approve: Approve | None,
+        params: dict[str, Any],
+    ) -> None:
+        for name, instead in _NOT_OURS.items():
+            if name in params:
+                raise TypeError(f"{name!r} is no parameter of a tool loop: {instead}")
+        own = {name: value for name, value in params.items() if name in ToolOptions.model_fields}
+        self._options = ToolOptions.model_validate(own)
+        self._params = {name: value for name, value in params.items() if name not in own}
+        self._tools = tools if isinstance(tools, Tools) else Tools(tools)
+        self._approve = approve
+        self._check_approval()
+        self._sdk = sdk
+        self._state = LoopState(prompt, self._tools, self._options)
+
+    def __repr__(self) -> str:
+        return f"<Drive of {self._params.get('model')!r}, {self._state!r}>"
+
+    @property
+    def transcript(self) -> list[MessageParam]:
+        """All messages so far, with an answer to every call."""
+        return self._state.transcript.valid
+
+    async def run(self, emit: Emit, *, telling_text: bool) -> ToolRun:
+        """Go on until the end.
+
+        Args:
+            emit: Told what happens.
+            telling_text: Whether it wants each delta of text.
+
+        Raises:
+            ToolLoopLimit: A bound is reached.
+            UnknownTool: The model called a tool that it was not given, and `on_unknown_tool` is `"raise"`.
+            UnknownPrice: There is a bound on the cost, and no price is known for the model.
+            StreamInterrupted: A reply broke off.
+            anthropic.APIError: The API refused, or could not be reached.
+            Exception: What `approve` raised, as it is.
+        """
+        if self._options.max_cost_usd is not None:
+            price_of(Usage(input_tokens=1), str(self._params.get("model")))
+        self._state.begin(anyio.current_time())
+        run = None
+        with anyio.move_on_after(self._options.max_seconds):
+            run = await self._steps(emit, telling_text=telling_text)
+        if run is None:
+            raise self._state.out_of_time().error
+        emit(Finished(run=run))
+        return run
+
+    async def _steps(self, emit: Emit, *, telling_text: bool) -> ToolRun:
+        state = self._state
+        calls = Calls(self._tools, self._options, approve=self._approve, emit=emit)
+        while True:
+            step = state.next(anyio.current_time())
+            if isinstance(step, Ask):
+                emit(IterationStarted(iteration=step.iteration))
+                message = await self._ask(step, emit if telling_text else None)
+                state.received(message)
+                emit(MessageFinished(message=message, iteration=step.iteration))
+            elif isinstance(step, RunCalls):
+                await calls.run(step.calls, state)
+            elif isinstance(step, End):
+                return step.run
+            else:
+                raise step.error
+
+    async def _ask(self, step: Ask, emit: Emit | None) -> AnyMessage:
+        left = 0 if emit else _ASKED_AGAIN
+        while True:
+            try:
+                return await self._reply(step, emit)
+            except StreamInterrupted as error:
+                if left == 0:
+                    raise
+                left -= 1
+                self._state.broke_off(error.usage, str(self._params.get("model")))
+
+    async def _reply(self, step: Ask, emit: Emit | None) -> AnyMessage:
+        params = self._params_of(step)
+        with labels(tool_iteration=str(step.iteration)):
+            async with stream(self._sdk, messages=step.messages, **params) as answer:
+                if emit is not None:
+                    async for text in answer.text_stream:
+                        emit(TextDelta(text=text, iteration=step.iteration))
+                return await answer.get_final_message()
+
+    def _params_of(self, step: Ask) -> dict[str, Any]:
+        params = dict(self._params)
+        if len(self._tools):
+            params["tools"] = self._tools.params
+        choice = params.get("tool_choice")
+        if step.iteration > 1 and isinstance(choice, dict):
+            params["tool_choice"] = _no_longer_forced(cast("dict[str, Any]", choice))
+        if self._state.container is not None:
+            params.setdefault("container", self._state.container)
+        return params
+
+    def _check_approval(self) -> None:
+        if self._approve is not None and not callable(cast("object", self._approve)):
+            raise TypeError("approve must be an async function that takes a ToolCall")
+        unasked = [tool.name for tool in self._tools.runnable if tool.needs_approval]
+        if unasked and self._approve is None:
+            raise TypeError(f"tool {unasked[0]!r} needs approval: give the loop a hook, approve=…")
+
+
+def _no_longer_forced(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return a choice under which the model may end: a forced call would be forced again in each reply."""
+    if choice.get("type") not in {"any", "tool"}:
+        return choice
+    return {"type": "auto", **{name: value for name, value in choice.items() if name == "disable_parallel_tool_use"}}
+
+
+# As one call
 
 
 async def run_tools(

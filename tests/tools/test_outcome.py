@@ -7,7 +7,7 @@ from anthropic.types import Message
 
 from penstock import UnknownPrice
 from penstock.core.usage import Usage
-from penstock.tools.bill import Bill, check_price
+from penstock.tools.outcome import Bill
 
 
 def reply(model: str) -> Message:
@@ -43,10 +43,3 @@ def test_a_price_that_is_not_known_is_an_error_each_time() -> None:
         with pytest.raises(UnknownPrice, match="claude-unheard-of"):
             _ = bill.cost_usd
     assert bill.usage.total_tokens == 1200
-
-
-def test_whether_a_price_is_known_can_be_asked_before() -> None:
-    """Nothing has to be spent for it."""
-    check_price("claude-sonnet-5-5")
-    with pytest.raises(UnknownPrice):
-        check_price("claude-unheard-of")
