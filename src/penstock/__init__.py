@@ -8,43 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from penstock.admission.limits import Limits
-from penstock.client import Client, ClientStatistics
-from penstock.core.context import deadline, labels
-from penstock.errors import (
-    AdmissionTimeout,
-    BudgetExceeded,
-    CircuitOpen,
-    ClientClosed,
-    ContextOverflow,
-    InvalidHistory,
-    InvalidImage,
-    InvalidOutput,
-    InvalidStream,
-    ItemFailed,
-    JournalError,
-    KeyNotFound,
-    NoKeyAvailable,
-    PenstockError,
-    QueueFull,
-    RequestExceedsQuota,
-    StreamInterrupted,
-    SystemPromptChanged,
-    ToolLoopLimit,
-    TooManyFailures,
-    UnknownPrice,
-    UnknownTool,
-    UnsafeInput,
-)
-from penstock.guards.admit import Admit
-from penstock.guards.breaker import BreakerOptions, CircuitBreaker
-from penstock.guards.meter import Meter
-from penstock.guards.record import Record
-from penstock.guards.retry import Retry, RetryOptions
-from penstock.guards.sanitize import Finding, Sanitize, SanitizeOptions
-from penstock.settings import Settings
-
 if TYPE_CHECKING:
+    from penstock.admission.limits import Limits
     from penstock.batch.journal import Journal
     from penstock.batch.progress import Progress
     from penstock.batch.result import FanOutResult
@@ -52,6 +17,40 @@ if TYPE_CHECKING:
     from penstock.chat.conversation import Conversation
     from penstock.chat.reply import Reply
     from penstock.chat.system_prompt import SystemPrompt
+    from penstock.client import Client, ClientStatistics
+    from penstock.core.context import deadline, labels
+    from penstock.errors import (
+        AdmissionTimeout,
+        BudgetExceeded,
+        CircuitOpen,
+        ClientClosed,
+        ContextOverflow,
+        InvalidHistory,
+        InvalidImage,
+        InvalidOutput,
+        InvalidStream,
+        ItemFailed,
+        JournalError,
+        KeyNotFound,
+        NoKeyAvailable,
+        PenstockError,
+        QueueFull,
+        RequestExceedsQuota,
+        StreamInterrupted,
+        SystemPromptChanged,
+        ToolLoopLimit,
+        TooManyFailures,
+        UnknownPrice,
+        UnknownTool,
+        UnsafeInput,
+    )
+    from penstock.guards.admit import Admit
+    from penstock.guards.breaker import BreakerOptions, CircuitBreaker
+    from penstock.guards.meter import Meter
+    from penstock.guards.record import Record
+    from penstock.guards.retry import Retry, RetryOptions
+    from penstock.guards.sanitize import Finding, Sanitize, SanitizeOptions
+    from penstock.settings import Settings
     from penstock.tools import Allow, Answer, Deny, Tool, ToolCall, ToolError, ToolLoop, ToolRun, tool
 
 __all__ = [
@@ -114,34 +113,77 @@ __all__ = [
     "tool",
 ]
 
-# What is loaded when it is first asked for.
+# Where each name is loaded from when it is first asked for: the SDK takes a second, and the command line's help and
+# version need nothing of it.
 _LATE = {
+    "AdmissionTimeout": "penstock.errors",
+    "Admit": "penstock.guards.admit",
     "Allow": "penstock.tools",
     "Answer": "penstock.tools",
+    "BreakerOptions": "penstock.guards.breaker",
+    "BudgetExceeded": "penstock.errors",
+    "CircuitBreaker": "penstock.guards.breaker",
+    "CircuitOpen": "penstock.errors",
+    "Client": "penstock.client",
+    "ClientClosed": "penstock.errors",
+    "ClientStatistics": "penstock.client",
+    "ContextOverflow": "penstock.errors",
     "Conversation": "penstock.chat.conversation",
     "Deny": "penstock.tools",
     "FanOutResult": "penstock.batch.result",
+    "Finding": "penstock.guards.sanitize",
+    "InvalidHistory": "penstock.errors",
+    "InvalidImage": "penstock.errors",
+    "InvalidOutput": "penstock.errors",
+    "InvalidStream": "penstock.errors",
+    "ItemFailed": "penstock.errors",
     "Journal": "penstock.batch.journal",
+    "JournalError": "penstock.errors",
+    "KeyNotFound": "penstock.errors",
+    "Limits": "penstock.admission.limits",
+    "Meter": "penstock.guards.meter",
+    "NoKeyAvailable": "penstock.errors",
+    "PenstockError": "penstock.errors",
     "Progress": "penstock.batch.progress",
+    "QueueFull": "penstock.errors",
+    "Record": "penstock.guards.record",
     "Reply": "penstock.chat.reply",
+    "RequestExceedsQuota": "penstock.errors",
+    "Retry": "penstock.guards.retry",
+    "RetryOptions": "penstock.guards.retry",
+    "Sanitize": "penstock.guards.sanitize",
+    "SanitizeOptions": "penstock.guards.sanitize",
+    "Settings": "penstock.settings",
+    "StreamInterrupted": "penstock.errors",
     "SystemPrompt": "penstock.chat.system_prompt",
+    "SystemPromptChanged": "penstock.errors",
+    "TooManyFailures": "penstock.errors",
     "Tool": "penstock.tools",
     "ToolCall": "penstock.tools",
     "ToolError": "penstock.tools",
     "ToolLoop": "penstock.tools",
+    "ToolLoopLimit": "penstock.errors",
     "ToolRun": "penstock.tools",
+    "UnknownPrice": "penstock.errors",
+    "UnknownTool": "penstock.errors",
+    "UnsafeInput": "penstock.errors",
+    "deadline": "penstock.core.context",
     "document": "penstock.chat.content",
     "image": "penstock.chat.content",
     "image_tokens": "penstock.chat.content",
+    "labels": "penstock.core.context",
     "tool": "penstock.tools",
 }
-_PACKAGES = frozenset({"batch", "chat", "keys", "simulator", "streaming", "testing", "tools", "web"})
+_PARTS = frozenset({
+    "admission", "batch", "chain", "chat", "cli", "client", "core", "costs", "errors", "governed", "guards",
+    "keys", "lifetime", "observe", "settings", "simulator", "streaming", "testing", "tools", "verbs", "web",
+})  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     if name in _LATE:
         value: object = getattr(import_module(_LATE[name]), name)
-    elif name in _PACKAGES:
+    elif name in _PARTS:
         value = import_module(f"penstock.{name}")
     else:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
@@ -150,4 +192,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE, *_PACKAGES})
+    return sorted({*globals(), *_LATE, *_PARTS})

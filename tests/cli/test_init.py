@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -47,12 +48,27 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"penstock {version('penstock')}\n"
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["run", "--rpm", "x"]])
+def test_what_needs_no_sdk_loads_none(arguments: list[str]) -> None:
+    """Help, version and complaints about arguments come at once: neither the SDK nor pydantic is loaded for them."""
+    script = (
+        "import atexit, sys; from penstock.cli import main\n"
+        "loaded = lambda: sorted({'anthropic', 'pydantic', 'rich'} & set(sys.modules))\n"
+        "atexit.register(lambda: print(loaded(), file=sys.stderr))\n"
+        "main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """`penstock --help` names every command with a line on each."""
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
     help_text = capsys.readouterr().out
+    assert "run " in help_text
     assert "demo " in help_text
     assert "simulate " in help_text
 

@@ -11,18 +11,22 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
+from penstock.cli.run.arguments import add_run, run_options
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
 __all__ = ["main"]
 
 _CANNOT_START = 2
 _INTERRUPTED = 130
+_RUN = "run"
 _SIMULATE = "simulate"
 
 
@@ -56,13 +60,14 @@ def _command(given: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return _CANNOT_START
-    return _demo(options)
+    return _run(options, given[1:]) if options.command == _RUN else _demo(options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="penstock", description="Govern the official anthropic SDK.")
     parser.add_argument("--version", action="version", version=f"penstock {version('penstock')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    add_run(commands.add_parser(_RUN, help="ask many prompts, from a file or a pipe, and go on after any end"))
     _add_demo(commands.add_parser("demo", help="summarize docstrings of Python's standard library, all at once"))
     # It has a parser of its own; this one is for the list of commands.
     commands.add_parser(_SIMULATE, help="serve a simulated Messages API on this machine", add_help=False)
@@ -81,6 +86,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add("--rpm", type=_count, default=2000, metavar="N", help="requests a minute for each key (default: %(default)s)")
     add("--live", type=_count, metavar="N", help="send N prompts to the real API instead (needs ANTHROPIC_API_KEY)")
     add("--log", action="store_true", help="log a line for each call to standard error")
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from penstock.cli.run.command import run  # noqa: PLC0415 - loads the SDK, which help and version don't need
+
+    with _log_to_stderr(logging.INFO if options.log else logging.WARNING):
+        return run(run_options(options), arguments)
 
 
 def _count(text: str) -> int:
@@ -109,10 +121,9 @@ def _demo(options: argparse.Namespace) -> int:
         return _cannot_start(f"the demo needs {' and '.join(missing)}: pip install 'penstock[cli,simulator]'")
     from penstock.cli.demo import DemoOptions, demo  # noqa: PLC0415 - loads the SDK, which help and version don't need
 
-    if options.log:
-        _log_to_stderr()
     chosen = {name: getattr(options, name) for name in DemoOptions.__slots__}
-    return demo(DemoOptions(**chosen))
+    with _log_to_stderr(logging.INFO) if options.log else nullcontext():
+        return demo(DemoOptions(**chosen))
 
 
 def _simulate(arguments: Sequence[str]) -> int:
@@ -126,9 +137,17 @@ def _cannot_start(why: str) -> int:
     return _CANNOT_START
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_to_stderr(level: int) -> Generator[None, None, None]:
+    """Write what the package logs to standard error, from a level up, as long as the block lasts."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("penstock")
+    before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

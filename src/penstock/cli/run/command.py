@@ -1,0 +1,205 @@
+"""`penstock run`: many prompts from a file or a pipe, results into a file or a pipe.
+
+The rule here: whatever can be refused is refused before anything is sent or made. With a file of results, a result is
+in it before it counts, so that the same command with `--resume` goes on after any end of this one.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import AsyncExitStack, closing
+from typing import TYPE_CHECKING, Any, Final
+
+import anthropic
+import anyio
+
+from penstock.batch.journal import Journal
+from penstock.cli.run.feed import Feed
+from penstock.cli.run.interrupt import Interruptible
+from penstock.cli.run.lines import BadInput
+from penstock.cli.run.output import Output, OutputFailed
+from penstock.cli.run.report import Watch, explained, shown
+from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, settings_of
+from penstock.client import Client
+from penstock.core.context import labels
+from penstock.errors import JournalError, KeyNotFound, NoKeyAvailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from penstock.batch.result import FanOutResult
+    from penstock.cli.run.arguments import RunOptions
+    from penstock.settings import Settings
+
+__all__ = ["run"]
+
+_SOME_FAILED: Final = 1
+_REFUSED: Final = 2
+_READER_LEFT: Final = 141
+# No request will fare better until somebody does something.
+_HOPELESS: Final = (anthropic.AuthenticationError, NoKeyAvailable)
+
+
+def run(options: RunOptions, arguments: Sequence[str]) -> int:
+    """Run it.
+
+    Args:
+        options: What it shall do.
+        arguments: As they were given, to tell how to go on.
+
+    Returns:
+        The exit code: 0 if all were answered, 1 if some weren't, 2 for bad input or what else must be mended first, 130
+        after Ctrl-C, 143 after SIGTERM, 141 if whoever read the output has left.
+    """
+    try:
+        check_options(options)
+        with closing(open_input(options.input)) as source:
+            settings = settings_of(options)
+            with closing(Feed(source, reading_of(options, source, settings))) as feed:
+                feed.check()
+                return anyio.run(_Run(options, arguments, settings, feed).ask)
+    except (Refused, BadInput) as error:
+        _say(f"penstock run: {error}")
+        return _REFUSED
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+class _Run:
+    """What is asked, and what comes of it.
+
+    Args:
+        options: What it shall do.
+        arguments: As they were given.
+        settings: Of the client.
+        feed: The requests.
+    """
+
+    def __init__(self, options: RunOptions, arguments: Sequence[str], settings: Settings, feed: Feed) -> None:
+        self._options = options
+        self._arguments = arguments
+        self._settings = settings
+        self._feed = feed
+        self._path = output_of(options)
+        self._journal: Journal | None = None
+        self._watch: Watch | None = None
+        self._complete = False
+
+    async def ask(self) -> int:
+        """Ask all; return the exit code."""
+        try:
+            with Interruptible() as interruptible:
+                await self._ask()
+        except (BadInput, Refused, *_HOPELESS) as error:
+            return self._stopped(error, _REFUSED)
+        except OutputFailed as error:
+            return _READER_LEFT if error.left else self._stopped(error, _SOME_FAILED)
+        except (anthropic.AnthropicError, OSError) as error:
+            # Of the run as a whole: what concerns one request is its result.
+            return self._stopped(error, _SOME_FAILED)
+        if interruptible.code and not self._complete:
+            return self._stopped(None, interruptible.code)
+        return self._ended()
+
+    async def _ask(self) -> None:
+        async with AsyncExitStack() as stack:
+            claude = await self._client(stack)
+            await self._feed.wait()
+            if self._path is not None:
+                self._journal = await self._opened(stack, self._path)
+            if self._options.priority is not None:
+                stack.enter_context(labels(priority=self._options.priority))
+            self._watch = Watch(total=self._feed.total, claude=claude, shows=self._shows_progress())
+            self._feed.tally = self._watch.tally
+            output = stack.enter_context(closing(Output())) if self._journal is None else None
+            async with self._begun(claude) as results, self._watch as watch:
+                await self._take(results, watch, output)
+        self._complete = True
+
+    async def _client(self, stack: AsyncExitStack) -> Client:
+        try:
+            return await stack.enter_async_context(Client(self._settings))
+        except KeyNotFound as error:
+            variables = [place for place in error.places if place.isupper()]
+            raise Refused(f"no API key found: set {' or '.join(reversed(variables))}") from None
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    async def _opened(self, stack: AsyncExitStack, path: Path) -> Journal:
+        try:
+            journal = await stack.enter_async_context(Journal(path, keep_params=self._options.keep_params))
+        except JournalError as error:
+            raise Refused(str(error)) from None
+        await self._feed.look_up(journal, self._common(), retry_failed=self._options.retry_failed)
+        return journal
+
+    def _common(self) -> dict[str, Any]:
+        """Return the params of every request."""
+        given = {"model": self._settings.model, "system": self._options.system}
+        return {
+            "max_tokens": self._settings.max_tokens,
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def _begun(self, claude: Client) -> AbstractAsyncContextManager[AsyncIterator[FanOutResult]]:
+        given: dict[str, Any] = {**self._common(), "journal": self._journal, "retry_failed": self._options.retry_failed}
+        if self._options.via == "batches":
+            times = {"deadline_s": self._options.deadline_s, "poll_s": self._options.poll_s}
+            given |= {name: value for name, value in times.items() if value is not None}
+            return claude.batch(self._feed, **given)
+        return claude.fan_out(self._feed, max_failures=self._options.max_failures, **given)
+
+    def _shows_progress(self) -> bool:
+        if self._options.quiet:
+            return False
+        if self._options.progress is not None:
+            return self._options.progress
+        # Results in the same terminal would tear the bar.
+        return sys.stderr.isatty() and (self._path is not None or not sys.stdout.isatty())
+
+    async def _take(self, results: AsyncIterator[FanOutResult], watch: Watch, output: Output | None) -> None:
+        async for result in results:
+            watch.add(result)
+            if isinstance(result.error, _HOPELESS):
+                raise result.error
+            if output is not None:
+                await output.write(result)
+
+    # What is told in the end
+
+    def _ended(self) -> int:
+        """Tell what came of it; return the exit code."""
+        failed = self._watch is not None and len(self._watch.failures) > 0
+        in_file = 0 if self._journal is None else self._journal.failed
+        if not self._options.quiet and self._watch is not None:
+            _say(self._watch.summary())
+            if failed:
+                _say(f"Failed: {self._watch.failures.line()}")
+            if in_file:
+                _say(f"{in_file:,} failed by {self._path}. Ask again with: {self._command('--retry-failed')}")
+        return _SOME_FAILED if failed or in_file else 0
+
+    def _stopped(self, error: Exception | None, code: int) -> int:
+        """Tell why it ended early, what there is, and how to go on."""
+        _say("Interrupted." if error is None else f"penstock run: {shown(explained(error))}")
+        if self._watch is None:
+            return code
+        if not self._options.quiet:
+            _say(self._watch.summary())
+        if self._journal is not None:
+            batches = self._options.via == "batches"
+            _say(
+                f"What came is in {self._path}{', and batches that were submitted go on' * batches}. "
+                f"{'Go on' if error is None else 'Once that is mended, go on'} with: {self._command('--resume')}"
+            )
+        return code
+
+    def _command(self, *flags: str) -> str:
+        given = [argument for argument in self._arguments if argument not in flags]
+        return shlex.join(["penstock", "run", *given, *flags])
