@@ -31,7 +31,7 @@ logging.getLogger("python_discovery").setLevel(logging.WARNING)  # older release
 PROJECT = nox.project.load_toml("pyproject.toml")
 WHEELS = Path(".nox", "wheel")
 CODE = [name for name in ("src", "tests", "benchmarks", "noxfile.py") if Path(name).exists()]
-PEERS = "peers.py"
+PEERS = "*peers.py"
 FULLY_COVERED = ("admission", "core", "guards")
 
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -154,9 +154,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=DEFAULT)
 def bench(session: nox.Session) -> None:
-    """Measure the ratios of `docs/benchmarks.md` again; other libraries only if `benchmarks/peers.py` is asked for."""
-    scripts = session.posargs or sorted(str(path) for path in Path("benchmarks").glob("[!_]*.py") if path.name != PEERS)
-    compares = any(Path(script).name == PEERS for script in scripts)
+    """Measure the figures of `docs/benchmarks.md` again; other libraries only if a script of them is asked for."""
+    ours = sorted(str(path) for path in Path("benchmarks").glob("[!_]*.py") if not path.match(PEERS))
+    scripts = session.posargs or ours
+    compares = any(Path(script).match(PEERS) for script in scripts)
     install_wheel(session, *(group("bench", "peers") if compares else group("bench")))
     for script in scripts:
         session.run("python", script)
