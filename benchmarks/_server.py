@@ -8,13 +8,10 @@ script, it prints its port and serves until its standard input ends. What it ans
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
-import os
-import re
-import sys
-import threading
+
+from _connection import Connection, event, serve
 
 __all__ = ["DELTAS", "TEXT"]
 
@@ -65,13 +62,6 @@ Server: cloudflare
 CF-RAY: 8f1d2c3b4a596877-FRA
 """.replace("\n", "\r\n").encode()
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-
-
-def _event(body: dict[str, object]) -> bytes:
-    data = f"event: {body['type']}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
-    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
-
 
 def _plain(body: bytes, encoding: bytes = b"") -> bytes:
     length = f"Content-Length: {len(body)}\r\n".encode()
@@ -83,13 +73,13 @@ def _stream() -> tuple[bytes, list[bytes]]:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
     delta = {"type": "text_delta", "text": " a bounded queue"}
     events = [
-        _event({"type": "message_start", "message": {**MESSAGE, "content": [], "stop_reason": None}}),
-        _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-        _event({"type": "ping"}),
-        *[_event({"type": "content_block_delta", "index": 0, "delta": delta})] * DELTAS,
-        _event({"type": "content_block_stop", "index": 0}),
-        _event({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": USAGE}),
-        _event({"type": "message_stop"}) + b"0\r\n\r\n",
+        event({"type": "message_start", "message": {**MESSAGE, "content": [], "stop_reason": None}}),
+        event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        event({"type": "ping"}),
+        *[event({"type": "content_block_delta", "index": 0, "delta": delta})] * DELTAS,
+        event({"type": "content_block_stop", "index": 0}),
+        event({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": USAGE}),
+        event({"type": "message_stop"}) + b"0\r\n\r\n",
     ]
     return head + HEADERS + b"\r\n", events
 
@@ -101,63 +91,22 @@ _HEAD, _EVENTS = _stream()
 _BURST = _HEAD + b"".join(_EVENTS)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection; requests on it come one after the other, as HTTP/1.1 clients send them."""
-
+class _Connection(Connection):
     answered = 0
 
-    def __init__(self) -> None:
-        self._received = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received
-        received += data
-        end = received.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        length = _LENGTH.search(received, 0, end)
-        size = end + 4 + (int(length[1]) if length else 0)
-        if len(received) < size:
-            return
-        request = bytes(received[:size])
-        del received[:size]
-        self._answer(request)
-
-    def _answer(self, request: bytes) -> None:
-        path = request[: request.find(b"\r\n")].split()[1]
-        if path == b"/count":
-            self._transport.write(_plain(str(_Connection.answered).encode()))
+    def answer(self, path: str, request: bytes) -> None:
+        if path == "/count":
+            self.transport.write(_plain(str(_Connection.answered).encode()))
             return
         _Connection.answered += 1
         if b'"stream":true' not in request:
-            self._transport.write(_GZIP if path.startswith(b"/gzip/") else _JSON)
-        elif path.startswith(b"/paced/"):
-            self._transport.write(_HEAD)
-            self._next(0)
+            self.transport.write(_GZIP if path.startswith("/gzip/") else _JSON)
+        elif path.startswith("/paced/"):
+            self.transport.write(_HEAD)
+            self.send_each(_EVENTS, PAUSE_S)
         else:
-            self._transport.write(_BURST)
-
-    def _next(self, index: int) -> None:
-        if index < len(_EVENTS) and not self._transport.is_closing():
-            self._transport.write(_EVENTS[index])
-            asyncio.get_running_loop().call_later(PAUSE_S, self._next, index + 1)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
-async def _serve() -> None:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    await server.serve_forever()
+            self.transport.write(_BURST)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    serve(_Connection)

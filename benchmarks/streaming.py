@@ -203,7 +203,7 @@ def resident_kb() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 1024
 
 
-async def memory(name: str, url: str, streams: int) -> None:
+async def memory(name: str, url: str, streams: int, seconds: int) -> None:
     """Keep streams open, in a process of its own; prints memory for each in KB, and slowest ÷ median rate."""
     make, opened = VARIANTS[name]
     if make is default_client:
@@ -232,7 +232,7 @@ async def memory(name: str, url: str, streams: int) -> None:
                     await anyio.sleep(0.05)
             await all_begun.wait()
             seen = counts[:]
-            await anyio.sleep(8)
+            await anyio.sleep(seconds)
             gc.collect()
             each_kb = (resident_kb() - before) / streams
             rates = [now - then for now, then in zip(counts, seen, strict=True)]
@@ -242,10 +242,10 @@ async def memory(name: str, url: str, streams: int) -> None:
 
 def open_streams(url: str, *, brief: bool) -> None:
     """Compare the memory of open streams, and whether all of them advance."""
-    streams = 100 if brief else 2000
+    streams, seconds = (20, 1) if brief else (2000, 8)
     found: dict[str, tuple[float, float]] = {}
     for name in VARIANTS:
-        command = [sys.executable, __file__, MEMORY, name, f"{url}/10000/500", str(streams)]
+        command = [sys.executable, __file__, MEMORY, name, f"{url}/10000/{seconds * 62}", str(streams), str(seconds)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         found[name] = (float(said[0]), float(said[1]))
     rows = [[name, f"{each_kb:.1f}", f"{rate:.2f}"] for name, (each_kb, rate) in found.items()]
@@ -313,7 +313,7 @@ async def main(*, brief: bool) -> None:
 if __name__ == "__main__":
     settle_environment()
     if sys.argv[1:2] == [MEMORY]:
-        anyio.run(memory, sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        anyio.run(memory, sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     else:
         brief = quick(__doc__)
         anyio.run(lambda: main(brief=brief))

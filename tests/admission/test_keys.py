@@ -11,6 +11,7 @@ import pytest
 
 from penstock.admission.keys import Balance, Key, KeyPool
 from penstock.admission.limits import Cost, Limits
+from penstock.core.context import Pin
 from penstock.core.secret import Secret
 from penstock.errors import RequestExceedsQuota
 
@@ -298,6 +299,32 @@ async def test_a_key_that_moves_takes_no_other_along() -> None:
     assert pool.recognise(pool.keys[0], "org-b")
     assert [key.quota.name for key in pool.keys] == ["org-b", "org-a"]
     assert set(pool.quotas) == {"org-a", "org-b"}
+
+
+# What no limit applies to.
+
+
+async def test_a_pin_keeps_to_its_key_and_then_to_its_quota() -> None:
+    """Its own key, then others of the quota; any key where neither is here; none where there are none at all."""
+    pool = pool_of(4)
+    first, second, third, fourth = pool.keys
+    for key in (second, fourth):
+        pool.recognise(key, "org")
+    assert pool.unlimited(None, now=0) is first
+    assert pool.unlimited(Pin(), now=0) is first
+    assert pool.unlimited(Pin(key=fourth.name), now=0) is fourth
+    assert pool.unlimited(Pin(key="key-gone", quota="org"), now=0) is second
+    assert pool.unlimited(Pin(key="key-gone", quota="gone"), now=0) is first
+    fourth.quarantine.begin(now=0)
+    assert pool.unlimited(Pin(key=fourth.name), now=0) is second
+    second.quarantine.begin(now=0)
+    # Another quota's key would not do.
+    assert pool.unlimited(Pin(key=fourth.name), now=0) is fourth
+    first.quarantine.begin(now=0)
+    assert pool.unlimited(None, now=0) is third
+    for key in (first, second, third, fourth):
+        pool.retire(key.name)
+    assert pool.unlimited(Pin(), now=0) is None
 
 
 # Keys come and go.

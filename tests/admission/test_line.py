@@ -73,7 +73,7 @@ class Office:
         """Whether nothing is left of anybody who came and went."""
         return (
             self.slots.used == self.line.waiting == 0
-            and all(allowance.idle for key in self.pool.keys for allowance in key.quota.classes.values())
+            and all(allowance.in_flight == 0 for key in self.pool.keys for allowance in key.quota.classes.values())
             and all(key.in_flight == 0 for key in self.pool.keys)
             and not any(self.line.lengths().values())
             and all(not len(queue._heap) for queue in self.line._queues.values())

@@ -51,10 +51,10 @@ async def test_a_cost_is_taken_from_every_bucket(virtual_time: VirtualTime) -> N
     allowance = ClassQuota(ALL)
     allowance.take(Cost(1, 1000, 100), now=0)
     assert available(allowance) == {"requests": 59, "input_tokens": 5000, "output_tokens": 500}
-    assert (allowance.in_flight, allowance.idle) == (1, False)
+    assert allowance.in_flight == 1
     allowance.settle(Cost(1, 1000, 100), Cost(1, 900, 150))
     assert available(allowance) == {"requests": 59, "input_tokens": 5100, "output_tokens": 450}
-    assert (allowance.in_flight, allowance.idle) == (0, True)
+    assert allowance.in_flight == 0
 
 
 async def test_what_was_not_processed_is_given_back(virtual_time: VirtualTime) -> None:
@@ -118,6 +118,15 @@ async def test_input_larger_than_the_limit_is_refused(virtual_time: VirtualTime)
     with pytest.raises(RequestExceedsQuota) as raised:
         allowance.check(Cost(1, 6001, 0))
     assert (raised.value.limit, raised.value.needed, raised.value.capacity) == ("input_tokens", 6001, 6000)
+
+
+async def test_what_fits_a_minute_waits_for_a_bucket_that_holds_less(virtual_time: VirtualTime) -> None:
+    """A capacity is read off coarse headers; only the limit itself says that a request is too large."""
+    allowance = ClassQuota(ALL)
+    allowance.buckets["input_tokens"].change(per_minute=6000, capacity=600)
+    allowance.check(Cost(1, 6000, 0))
+    with pytest.raises(RequestExceedsQuota):
+        allowance.check(Cost(1, 6001, 0))
 
 
 async def test_headroom_is_the_share_left_of_the_scarcest(virtual_time: VirtualTime) -> None:
@@ -224,6 +233,20 @@ async def test_less_remaining_than_thought_is_believed(virtual_time: VirtualTime
     mark = allowance.take(Cost(), now=now)
     allowance.learn(told(remaining={"requests": 5}), mark, Cost(), now=now)
     assert available(allowance)["requests"] == pytest.approx(5, abs=0.1)
+
+
+async def test_more_remaining_than_thought_is_believed_where_no_reading_speaks_against_it(
+    virtual_time: VirtualTime,
+) -> None:
+    """A bucket that was emptied by a guess is filled up to what the API says is left, and no further."""
+    allowance = taught(requests_per_minute=60)
+    cost = Cost(50)
+    mark = allowance.take(cost, now=0)
+    allowance.learn(told({"requests": 60}, {"requests": 40}), mark, cost, now=0)
+    assert available(allowance) == {"requests": 40}
+    mark = allowance.take(Cost(30), now=0)
+    allowance.learn(told({"requests": 60}, {"requests": 5}), mark, Cost(30), now=0)
+    assert available(allowance) == {"requests": 5}
 
 
 async def test_an_answer_does_not_count_later_requests_twice(virtual_time: VirtualTime) -> None:

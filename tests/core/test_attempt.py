@@ -179,6 +179,24 @@ async def test_the_innermost_guard_notes_and_the_others_find_it_done() -> None:
     assert (attempt.status, attempt.failure) == (200, None)
 
 
+async def test_a_guard_that_looks_at_no_answer_leaves_it_to_one_further_out() -> None:
+    """Alone it notes the answer itself; inside another that sends, nothing is done twice."""
+    request, response = api_request(), httpx2.Response(200, json=MESSAGE)
+    with open_attempt(request) as alone:
+        assert await alone.hand_on(request, answering(response)) is response
+    assert (alone.status, alone.ended) == (200, True)
+
+    async def inner(request: anthropic.APIRequest) -> Response:
+        with open_attempt(request) as attempt:
+            handed_on = await attempt.hand_on(request, answering(response))
+            assert attempt.status is None
+            return handed_on
+
+    with open_attempt(request) as attempt:
+        assert await attempt.send(request, inner) is response
+    assert (attempt.status, attempt.ended) == (200, True)
+
+
 async def test_an_error_raised_below_is_noted_and_raised_again() -> None:
     """The first failure noted stays: what follows from it is no news."""
 

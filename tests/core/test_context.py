@@ -10,12 +10,14 @@ import pytest
 from penstock.core.context import (
     Patience,
     Pin,
+    current_call_end,
     current_deadline,
     current_labels,
     current_patience,
     current_pin,
     deadline,
     labels,
+    on_call_end,
     patience,
     pinned,
 )
@@ -171,6 +173,14 @@ def test_a_pin_holds_inside_its_block() -> None:
     with pinned(pin):
         assert current_pin() is pin
     assert current_pin() is None
+
+
+def test_the_end_of_a_call_is_told_inside_its_block() -> None:
+    """Outside, nobody is told."""
+    told: list[object] = []
+    with on_call_end(told.append):
+        assert current_call_end() == told.append
+    assert current_call_end() is None
 
 
 def test_patience_holds_inside_its_block() -> None:

@@ -216,3 +216,13 @@ def test_chunking_never_shows(data: st.DataObject, encoding: str, fails: bool) -
 
     assert lookout.decided
     assert (lookout.failure is not None) is fails
+
+
+def test_an_event_that_breaks_the_protocol_is_told_with_its_place() -> None:
+    """Counted from the start of the stream, however the events before it were read."""
+    lookout, before = Lookout(), sse(START, PING)
+    lookout.see(before)
+    lookout.see(b"event: ping\ndata: \xff\n\n")
+    assert lookout.decided
+    assert lookout.error is not None
+    assert lookout.error.position == len(before)

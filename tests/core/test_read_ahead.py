@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import json
 import math
 import zlib
 from datetime import timedelta
-from types import coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import anthropic
 import anyio
@@ -25,10 +23,11 @@ from penstock.core.events import Observers
 from penstock.core.failure import FailureKind
 from penstock.core.read_ahead import Ahead, can_read_ahead, read_ahead
 from penstock.errors import ClientClosed, InvalidStream
-from penstock.testing import VirtualLoop
+from penstock.testing import Cancelled, VirtualLoop, cancel_at_every_await
+from penstock.testing.cancellation import How
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from anthropic import APIRequest
 
@@ -495,42 +494,8 @@ async def test_the_deadline_bounds_reading_ahead(virtual_time: VirtualTime) -> N
     assert (body.cut, guard.given_back) == (True, 1)
 
 
-@coroutine
-def cancelled_at(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> Generator[Any, Any, int]:
-    """Run `main`, cancel it at its `moment`-th suspension (and at each that follows), and count them."""
-    task, count, step, value = asyncio.current_task(), 0, main.send, None
-    assert task is not None
-    while True:
-        try:
-            waited_for = step(value)
-        except StopIteration:
-            return count
-        count += 1
-        if count == moment or (repeatedly and count > moment):
-            task.cancel()
-        try:
-            value, step = (yield waited_for), main.send
-        except BaseException as error:  # noqa: BLE001 - handed to where it belongs
-            value, step = error, main.throw
-
-
-async def suspensions(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> int:
-    """Return how often `main` was suspended; 0 if it was cancelled."""
-    driver: Awaitable[int] = cancelled_at(main, moment, repeatedly=repeatedly)
-    count = 0
-
-    async def run() -> None:
-        nonlocal count
-        with contextlib.suppress(asyncio.CancelledError):
-            count = await driver
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-    return count
-
-
 @both_ways
-@pytest.mark.parametrize("repeatedly", [False, True], ids=["once", "repeatedly"])
+@pytest.mark.parametrize("how", get_args(How))
 @pytest.mark.parametrize(
     "parts",
     [
@@ -542,28 +507,27 @@ async def suspensions(main: Coroutine[Any, Any, None], moment: int, *, repeatedl
     ids=["content", "held", "error", "reset"],
 )
 async def test_cancelled_at_any_await_nothing_stays_open(
-    parts: tuple[bytes | float | Exception, ...], repeatedly: bool, background: bool
+    parts: tuple[bytes | float | Exception, ...], how: How, background: bool
 ) -> None:
     """Wherever its caller is cancelled, the body is closed, and what was taken is given back once."""
-    for moment in range(1, 100):
+
+    async def scenario(cancelled: Cancelled) -> None:
         body = Body(*parts)
         async with maybe_background(background) as given:
             guard = Reads(10.0, given)
 
-            async def main(body: Body = body, guard: Reads = guard) -> None:
+            async def main() -> None:
                 stream = await open_stream(client_of(Server(body), guard))
                 with contextlib.suppress(anthropic.APIError, httpx2.TransportError):
                     async with stream:
                         _ = [event async for event in stream]
 
-            count = await suspensions(main(), moment, repeatedly=repeatedly)
+            await cancelled(main())
             await anyio.sleep(1)
             assert given is None or "0 pending" in repr(given)
         if guard.attempt is not None:
-            assert guard.given_back == 1, moment
+            assert guard.given_back == 1
             # Without a background, a close that is itself cut short is the transport's to finish.
-            assert body.closed if background else body.closing, moment
-        if count:
-            assert moment > 1
-            return
-    pytest.fail("it never ran to its end")
+            assert body.closed if background else body.closing
+
+    assert await cancel_at_every_await(scenario, how=how) > 1

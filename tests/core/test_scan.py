@@ -109,6 +109,17 @@ def test_the_last_event_needs_no_blank_line() -> None:
     assert scanned(StreamScanner(), RECORDED.rstrip(b"\n")).complete
 
 
+def test_what_comes_before_the_start_costs_nothing() -> None:
+    """Pings and comments may precede the first event that counts, in its chunk or in one of their own."""
+    before = b": hello\n\nevent: ping\ndata: {}\n\n"
+    for chunks in ([before + START], [before, START], [before, START[:20], START[20:]]):
+        scanner = StreamScanner()
+        for chunk in (*chunks, OPEN, text("Hi")):
+            scanner.see(chunk)
+        scanner.finish()
+        assert scanner.usage == Usage(input_tokens=25, output_tokens=1)
+
+
 def test_an_error_event_is_what_it_is() -> None:
     """Inside an HTTP 200, the event's type says what failed; what was counted before stays."""
     error = event("error", error={"type": "overloaded_error", "message": "Overloaded"})

@@ -12,7 +12,7 @@ from anthropic._streaming import SSEDecoder as SdkDecoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from penstock.core.sse import ServerSentEvent, SSEDecoder
+from penstock.core.sse import ServerSentEvent, SSEDecoder, two_lines
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
@@ -254,3 +254,42 @@ def test_no_repr_shows_content() -> None:
 def test_events_are_equal_wherever_they_stand() -> None:
     """Name and data make an event; its position in the stream doesn't."""
     assert ServerSentEvent("a", "b", 1) == ServerSentEvent("a", "b", 2) != ServerSentEvent("a", "c", 1)
+
+
+def test_a_stream_decoded_from_its_middle_counts_on() -> None:
+    """Positions go on from where it began, and what would be a byte order mark at a start is none."""
+    decoder = SSEDecoder(position=100)
+    assert [(event.name, event.position) for event in decoder.feed(BOM + GOOD)] == [("message", 100)]
+    assert [event.position for event in decoder.feed(GOOD)] == [100 + len(BOM + GOOD)]
+    with pytest.raises(InvalidStream) as failure:
+        decoder.feed(BAD)
+    assert failure.value.position == 100 + len(BOM + GOOD + GOOD)
+
+
+@given(name=NAME, data=LINE)
+def test_an_event_of_two_lines_reads_as_the_decoder_reads_it(name: str, data: str) -> None:
+    """Its lines say the same undecoded."""
+    block = f"event: {name}\ndata: {data}".encode()
+    lines = two_lines(block)
+    assert lines is not None
+    assert SSEDecoder().feed(block + b"\n\n") == [ServerSentEvent(lines[0].decode(), lines[1].decode())]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"event: ping",
+        b"data: {}",
+        b"event: ping\ndata: {}\ndata: {}",
+        b"event: ping\r\ndata: {}",
+        b"event: ping\ndata: {}\r",
+        b"event: ping\nid: 1\ndata: {}",
+        b"event:ping\ndata: {}",
+        b"event: ping\ndata:{}",
+        BOM + b"event: ping\ndata: {}",
+        b"",
+    ],
+)
+def test_any_other_event_is_left_to_the_decoder(block: bytes) -> None:
+    """One that has more or fewer lines, other line ends, or is written in another way."""
+    assert two_lines(block) is None

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from penstock.admission.limits import Cost, Limits
 from penstock.core.attempt import Attempt, open_attempt
 from penstock.core.call import open_call
-from penstock.core.context import deadline, labels
+from penstock.core.context import Pin, deadline, labels, pinned
 from penstock.core.events import Event, KeyChanged, LimitsLearned, Observers, QuotaCooled
 from penstock.core.failure import FailureKind
 from penstock.core.secret import Secret
@@ -658,6 +658,23 @@ async def test_other_requests_take_a_key_and_nothing_else(virtual_time: VirtualT
         assert virtual_time.now() < 2
     assert [entry.key for entry in site.simulator.journal] == ["sk-a", "sk-a"]
     assert site.admit.statistics().admitted == 1
+
+
+async def test_a_pin_learns_which_key_served_and_holds_on_to_it(virtual_time: VirtualTime) -> None:
+    """The first success fills it in, with the quota that the answer names; a failure tells nothing."""
+    simulator = Simulator(keys={"sk-a": "org-1", "sk-b": "org-2", "sk-c": "org-2"})
+    site = Site(simulator, keys=("sk-bad", "sk-b", "sk-a", "sk-c"))
+    pin = Pin()
+    with pinned(pin):
+        with pytest.raises(anthropic.AuthenticationError):
+            await site.claude.models.list()
+        assert pin == Pin()
+        await site.claude.models.list()
+        assert pin == Pin(key=Secret("sk-b").name, quota="org-2")
+        # It would be the first to be tried again.
+        site.admit.pool.add(Secret("sk-bad"))
+        await site.claude.models.list()
+    assert [entry.key for entry in simulator.journal] == ["sk-bad", "sk-b", "sk-b"]
 
 
 async def test_another_request_finds_out_a_refused_key_too(virtual_time: VirtualTime) -> None:

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import json
 import math
 import random
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, get_args
 
 import anthropic
 import anyio
@@ -38,9 +36,11 @@ from penstock.errors import (
 )
 from penstock.guards.retry import Again, Course, Retry, RetryOptions, RetryStatistics, Stop
 from penstock.simulator import MIXED_FAULTS, Simulator
+from penstock.testing import Cancelled, cancel_at_every_await
+from penstock.testing.cancellation import How
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Generator
+    from collections.abc import AsyncGenerator
 
     from anthropic import APIRequest
 
@@ -1066,49 +1066,14 @@ async def test_inside_an_attempt_of_an_outer_guard_each_retry_opens_its_own() ->
 # Cancellation.
 
 
-@coroutine
-def cancelled_at(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> Generator[Any, Any, int]:
-    """Run `main`, cancel it at its `moment`-th suspension (and at each that follows), and count them."""
-    task, count, step, value = asyncio.current_task(), 0, main.send, None
-    assert task is not None
-    while True:
-        try:
-            waited_for = step(value)
-        except StopIteration:
-            return count
-        count += 1
-        if count == moment or (repeatedly and count > moment):
-            task.cancel()
-        try:
-            value, step = (yield waited_for), main.send
-        except BaseException as error:  # noqa: BLE001 - handed to where it belongs
-            value, step = error, main.throw
-
-
-async def suspensions(main: Coroutine[Any, Any, None], moment: int, *, repeatedly: bool) -> int:
-    """Return how often `main` was suspended; 0 if it was cancelled."""
-    driver: Awaitable[int] = cancelled_at(main, moment, repeatedly=repeatedly)
-    count = 0
-
-    async def run() -> None:
-        nonlocal count
-        with contextlib.suppress(asyncio.CancelledError):
-            count = await driver
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-    return count
-
-
 @pytest.mark.parametrize("patient", [False, True], ids=["a call", "an item"])
 @pytest.mark.parametrize("background", [False, True], ids=["alone", "in a client"])
-@pytest.mark.parametrize("repeatedly", [False, True], ids=["once", "repeatedly"])
-async def test_cancelled_at_any_await_it_leaves_nothing_behind(
-    repeatedly: bool, background: bool, patient: bool
-) -> None:
+@pytest.mark.parametrize("how", get_args(How))
+async def test_cancelled_at_any_await_it_leaves_nothing_behind(how: How, background: bool, patient: bool) -> None:
     """Every body is closed, every attempt given back once, nobody left in line, and no more than a retry spent."""
     faults = [status(500), stream(START, 1.0, OVERLOADED), raising(httpx2.ReadError("reset")), stream(START, 1.0)]
-    for moment in range(1, 200):
+
+    async def scenario(cancelled: Cancelled) -> None:
         server, watches, retry = Server(*faults, GOOD_STREAM, latency_s=0.1), Watches(), retry_of(max_attempts=9)
         refuses = Refuses(None, CircuitOpen("open", retry_after_s=1.0) if patient else None)
         if patient:
@@ -1116,24 +1081,22 @@ async def test_cancelled_at_any_await_it_leaves_nothing_behind(
         async with running_background() if background else contextlib.nullcontext() as given:
             client = server.client(Opens(given), retry, refuses, watches)
 
-            async def main(client: anthropic.AsyncAnthropic = client) -> None:
+            async def main() -> None:
                 with patience(Patience()) if patient else contextlib.nullcontext():
                     async with client.messages.stream(**ASK) as events:
                         _ = [event async for event in events]
 
-            count = await suspensions(main(), moment, repeatedly=repeatedly)
+            await cancelled(main())
             await anyio.sleep(1)
-        assert all(body.closed if background else body.closing for body in server.bodies), moment
-        assert set(watches.given_back.values()) <= {1}, moment
+        assert all(body.closed if background else body.closing for body in server.bodies)
+        assert set(watches.given_back.values()) <= {1}
         statistics = retry.statistics()
         assert statistics.waiting == 0
         if not patient:
-            assert statistics.quota >= 500 - 14 * statistics.retries, moment
-        if count:
-            assert len(server.requests) == 5
-            assert moment > 10
-            return
-    pytest.fail("it never ran to its end")
+            assert statistics.quota >= 500 - 14 * statistics.retries
+        assert cancelled.reached or len(server.requests) == 5
+
+    assert await cancel_at_every_await(scenario, how=how) > 10
 
 
 # Against the simulator.

@@ -479,6 +479,18 @@ async def test_leaving_early_closes_the_answer(wire: Any) -> None:
         await answer.get_final_message()
 
 
+@pytest.mark.parametrize("end", ["left", "whole"])
+async def test_usage_of_a_stream_left_early_is_an_estimate(wire: Any, end: str) -> None:
+    """What was generated until it was closed, nobody tells; a stream that was read to its end has told."""
+    tail = wire.sse(*wire.end()) if end == "whole" else b""
+    answer = over(wire.response(wire.sse(wire.start(), *wire.text(0, "Hi")) + tail))
+    assert await anext(answer.text_stream) == "Hi"
+    assert not answer.usage.estimated
+    await answer.close()
+    assert answer.usage.estimated == (end == "left")
+    assert answer.usage.input_tokens == 25
+
+
 async def test_another_task_may_close_it(wire: Any, virtual_time: VirtualTime) -> None:
     """Whoever reads then finds the stream at its end, at once; asking for the message says that it is not whole."""
     claude = wire.client(wire.sse(wire.start(), *wire.text(0, "Hi")), 3600.0)

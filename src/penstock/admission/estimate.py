@@ -27,6 +27,7 @@ _OUTPUT_TOKENS = 500.0
 _PRIOR_TOKENS = 100.0
 _MEMORY = 0.9
 _MOST_MODELS = 1000
+_HOLDERS = (dict, list, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def size_of(body: object, model: str = "") -> Size:
         for value in values:
             if isinstance(value, str):
                 characters += len(value)
-            elif isinstance(value, dict | list | tuple):
+            elif isinstance(value, _HOLDERS):
                 stack.append(cast("object", value))
     return Size(characters, media)
 

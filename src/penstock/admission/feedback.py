@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import anyio
-
 from penstock.admission.limits import Cost
 from penstock.core.events import KeyChanged, LimitsLearned, QuotaCooled
 from penstock.core.failure import FailureKind
@@ -54,7 +52,7 @@ class Feedback:
             grant: What it was let in with, not settled yet.
             model_class: Which line it stood in.
         """
-        failure, now = attempt.failure, anyio.current_time()
+        failure, now = attempt.failure, attempt.call.clock()
         self._pool.recognise(grant.key, headers.quota_id(self._scope))
         if failure is None or headers.limits:
             self._learn(grant, model_class, headers, failure, now)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from penstock.admission.limits import Cost, Limits
+    from penstock.core.context import Pin
     from penstock.core.secret import Secret
 
 __all__ = ["Balance", "Choice", "Key", "KeyPool"]
@@ -190,6 +191,20 @@ class KeyPool:
             return Choice(None, probe_s, quarantined=True)
         # A key to be probed sooner than the others are free may turn out to work.
         return Choice(None, min(shortest, probe_s), cooling=cooling and shortest <= probe_s)
+
+    def unlimited(self, pin: Pin | None, *, now: float) -> Key | None:
+        """Return the key for what no limit of ours applies to: the first that may be used, of the pin's quota.
+
+        Args:
+            pin: Names a key, and the quota whose keys stand in for it; if neither is here, any key will do.
+            now: Time of the event loop.
+        """
+        keys = self.keys
+        if pin is not None:
+            quota = next((key.quota.name for key in keys if key.name == pin.key), pin.quota)
+            own = [key for key in keys if key.quota.name == quota]
+            keys = sorted(own, key=lambda key: key.name != pin.key) or keys
+        return next((key for key in keys if key.may_use(now=now)), keys[0] if keys else None)
 
     def check(self, model_class: str, cost: Cost, *, now: float) -> None:
         """Refuse a cost that no usable key could ever take.

@@ -127,11 +127,6 @@ class ClassQuota:
     def __repr__(self) -> str:
         return f"<ClassQuota {list(self.buckets.values())}, {self.in_flight} in flight>"
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is under way."""
-        return not self.in_flight
-
     def check(self, cost: Cost) -> None:
         """Refuse a cost that no wait would make fit.
 
@@ -140,8 +135,10 @@ class ClassQuota:
         """
         for name, bucket in self.buckets.items():
             needed: float = getattr(cost, name)
+            if needed <= bucket.max_rate or name == "output_tokens":
+                continue
             most = max(bucket.capacity, bucket.per_minute)
-            if needed > most and name != "output_tokens":
+            if needed > most:
                 raise RequestExceedsQuota(name, needed=needed, capacity=most)
 
     def wait_s(self, cost: Cost, *, now: float) -> float:
@@ -280,14 +277,17 @@ class ClassQuota:
             # The first answer corrects a mere guess: to the careful side too.
             self._synced.add(name)
             most = min(begun, ended) if rounding else ended
-        if bucket.available > most + rounding:
+        available = bucket.available
+        if available > most + rounding:
             # To the careful side: a bias of half a thousand tokens would be refused again and again.
             bucket.correct(at_least=-math.inf, at_most=most - rounding)
         else:
             # Input under way has been taken as estimated here, as it is there: what will be given back must not be
             # counted twice. A level that is too low costs its difference once; one too high is refused each time.
             unsure = self._reserved_input if name == "input_tokens" else 0.0
-            bucket.correct(at_least=min(begun, ended - max(since, 0.0)) - unsure - rounding, at_most=math.inf)
+            least = min(begun, ended - max(since, 0.0)) - unsure - rounding
+            if available < least:
+                bucket.correct(at_least=least, at_most=math.inf)
 
     def _learn_limits(self, headers: LimitHeaders) -> bool:
         changed = False

@@ -7,16 +7,15 @@ stops none of the others.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import anthropic
 import httpx2
 from anthropic.types import Message
 from anthropic.types.beta import BetaMessage
 
-from penstock.core.call import Call, current_call, open_call
+from penstock.core.call import current_call, open_call
 from penstock.core.events import GiveBackFailed
 from penstock.core.failure import Failure, FailureKind, failure_of_exception, failure_of_response
 from penstock.core.kind import RequestKind
@@ -26,10 +25,12 @@ from penstock.core.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from anthropic import APIRequest
 
+    from penstock.core.call import Call
     from penstock.core.scan import Scanner
 
 __all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt"]
@@ -69,6 +70,7 @@ class Attempt:
 
     __slots__ = (
         "_give_backs",
+        "_sending",
         "call",
         "ended",
         "failure",
@@ -89,7 +91,7 @@ class Attempt:
         self.call = call
         call.attempts += 1
         self.number = call.attempts
-        self.started_at = asyncio.get_running_loop().time()
+        self.started_at = call.clock()
         self.sent = False
         self.queued_s = 0.0
         self.key: str | None = None
@@ -102,11 +104,19 @@ class Attempt:
         self.tap: BodyTap | None = None
         self.ended = False
         self._give_backs: list[GiveBack] = []
+        self._sending = False
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"
         failure = self.failure and self.failure.kind.value
         return f"<Attempt {self.number} of {self.call.id}, {state}, status={self.status}, failure={failure}>"
+
+    def __enter__(self) -> Self:
+        """Give itself for a block inside its own; see `open_attempt`."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Go on: whoever opened it ends it."""
 
     @property
     def ok(self) -> bool:
@@ -132,6 +142,7 @@ class Attempt:
         Every guard calls this instead of `call_next`; the innermost one does the work and the others find it done. The
         guards next to the transport set `sent` first.
         """
+        self._sending = True
         try:
             response = await call_next(request)
         except BaseException as error:
@@ -142,6 +153,10 @@ class Attempt:
             if http is not None:
                 await self._note_response(response, http)
         return response
+
+    def hand_on(self, request: APIRequest, call_next: CallNext) -> Awaitable[Response]:
+        """Run the rest of the chain for a guard that looks at no answer: as `send`, unless one further out does."""
+        return call_next(request) if self._sending else self.send(request, call_next)
 
     def watch(self, response: Response) -> None:
         """Put the tap on a body that has not been read yet; does nothing if it is there already."""
@@ -206,7 +221,7 @@ class Attempt:
 
     def note_first_content(self) -> None:
         """Note that the first content of a stream has come."""
-        self.first_content_at = asyncio.get_running_loop().time()
+        self.first_content_at = self.call.clock()
 
     def take(self, scanner: Scanner) -> None:
         """Take over what a scanner learned of the body."""
@@ -238,47 +253,44 @@ class Attempt:
                 self.call.observers.emit(GiveBackFailed(call_id=self.call.id, error_type=type(error).__name__))
 
 
-class open_attempt:  # noqa: N801 - used as a statement, `with open_attempt(request) as attempt:`
-    """Give the attempt that is under way, or open one, and its call, for the block.
+def open_attempt(request: APIRequest) -> AbstractContextManager[Attempt]:
+    """Give the attempt that is under way for a `with` block, or open one, and its call.
 
     Whoever opens it ends it: at the end of the block, or, if the answer's body is still to be read, when that ends.
 
     Args:
         request: The request as the SDK's chain hands it on.
     """
+    call = current_call()
+    if call is None or call.ended:
+        return _Opening(open_call(request))
+    attempt = call.attempt
+    return _Opening(call) if attempt is None or attempt.ended else attempt
 
-    __slots__ = ("_attempt", "_call", "_own", "_request")
 
-    def __init__(self, request: APIRequest) -> None:
-        self._request = request
-        self._call: open_call | None = None
-        self._own = False
-        self._attempt: Attempt | None = None
+class _Opening:
+    """A block that opens an attempt, and ends it."""
+
+    __slots__ = ("_attempt", "_call")
+
+    def __init__(self, call: AbstractContextManager[Call]) -> None:
+        self._call = call
 
     def __enter__(self) -> Attempt:
-        call = current_call()
-        if call is None or call.ended:
-            self._call = open_call(self._request)
-            call = self._call.__enter__()
-        attempt = call.attempt
-        if attempt is None or attempt.ended:
-            self._own = True
-            attempt = call.attempt = Attempt(call)
-        self._attempt = attempt
-        return attempt
+        call = self._call.__enter__()
+        self._attempt = call.attempt = Attempt(call)
+        return self._attempt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         attempt = self._attempt
-        if self._own and attempt is not None:
-            if error is not None:
-                attempt.note_exception(error)
-                attempt.end()
-                if attempt.tap is not None:
-                    # Whoever raised has left the answer behind.
-                    attempt.call.put(attempt.tap.aclose)
-            elif attempt.tap is None or attempt.failure is not None:
-                attempt.end()
-        if self._call is not None:
-            self._call.__exit__(kind, error, trace)
+        if error is not None:
+            attempt.note_exception(error)
+            attempt.end()
+            if attempt.tap is not None:
+                # Whoever raised has left the answer behind.
+                attempt.call.put(attempt.tap.aclose)
+        elif attempt.tap is None or attempt.failure is not None:
+            attempt.end()
+        self._call.__exit__(kind, error, trace)

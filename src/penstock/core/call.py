@@ -12,13 +12,13 @@ import itertools
 import math
 import secrets
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import anthropic
 import anyio
 import httpx2
 
-from penstock.core.context import current_deadline, current_labels, current_patience
+from penstock.core.context import current_call_end, current_deadline, current_labels, current_patience
 from penstock.core.events import GiveBackFailed, Observers
 from penstock.core.failure import CLOSED
 from penstock.core.kind import kind_of, model_class, model_of
@@ -27,6 +27,7 @@ from penstock.errors import AdmissionTimeout, ClientClosed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
     from contextvars import Token
     from types import TracebackType
 
@@ -57,6 +58,7 @@ class Call:
         labels: As set by the caller.
         deadline: Time of the event loop by which it must have returned; infinity for none.
         patience: Set for items of a batch.
+        clock: The event loop's, for what may run where no loop does: the garbage collector may end a call.
         started_at: Time of the event loop.
         attempts: Attempts opened so far.
         attempt: The last attempt opened; `None` once the call is over.
@@ -75,6 +77,7 @@ class Call:
         "attempt",
         "attempts",
         "background",
+        "clock",
         "closing",
         "deadline",
         "ended",
@@ -113,7 +116,8 @@ class Call:
         self.patience = current_patience()
         self.observers = observers
         self.background = background
-        self.started_at = asyncio.get_running_loop().time()
+        self.clock = asyncio.get_running_loop().time
+        self.started_at = self.clock()
         own_s = self.patience.deadline_s if self.patience is not None else deadline_s
         self.deadline = min(current_deadline(), self.started_at + (own_s if own_s is not None else math.inf))
         self.attempts = 0
@@ -133,11 +137,19 @@ class Call:
         self.ended = False
         self.scope: anyio.CancelScope | None = None
         self._returned = False
-        self._give_backs: list[CallGiveBack] = []
+        told = current_call_end()
+        self._give_backs: list[CallGiveBack] = [] if told is None else [told]
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"
         return f"<Call {self.id} {self.kind.value} {self.model!r}, {self.attempts} attempts, {state}>"
+
+    def __enter__(self) -> Self:
+        """Give itself for a block inside its own; see `open_call`."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Go on: whoever opened it ends it."""
 
     @property
     def overdue(self) -> bool:
@@ -224,8 +236,15 @@ class Call:
         return error
 
 
-class open_call:  # noqa: N801 - used as a statement, `with open_call(request) as call:`
-    """Give the call that is under way, or open one for the block.
+def open_call(
+    request: APIRequest,
+    *,
+    new: bool = False,
+    observers: Observers = _NO_OBSERVERS,
+    background: Background | None = None,
+    deadline_s: float | None = None,
+) -> AbstractContextManager[Call]:
+    """Give the call that is under way for a `with` block, or open one.
 
     Whoever opens it ends it: at the end of the block, or, if an answer's body is still to be read, when that ends.
 
@@ -236,43 +255,31 @@ class open_call:  # noqa: N801 - used as a statement, `with open_call(request) a
         background: Does what outlives it.
         deadline_s: Seconds that an ordinary call may take; `None` for no bound.
     """
+    call = _current.get()
+    if call is None or call.ended or new:
+        return _Opening(Call(request, observers=observers, background=background, deadline_s=deadline_s))
+    return call
 
-    __slots__ = ("_background", "_call", "_deadline_s", "_new", "_observers", "_request", "_scope", "_token")
 
-    def __init__(
-        self,
-        request: APIRequest,
-        *,
-        new: bool = False,
-        observers: Observers = _NO_OBSERVERS,
-        background: Background | None = None,
-        deadline_s: float | None = None,
-    ) -> None:
-        self._request = request
-        self._new = new
-        self._observers = observers
-        self._background = background
-        self._deadline_s = deadline_s
-        self._token: Token[Call | None] | None = None
+class _Opening:
+    """A block that opens a call, and ends it."""
+
+    __slots__ = ("_call", "_scope", "_token")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
 
     def __enter__(self) -> Call:
-        call = _current.get()
-        if call is None or call.ended or self._new:
-            call = Call(
-                self._request, observers=self._observers, background=self._background, deadline_s=self._deadline_s
-            )
-            self._token = _current.set(call)
-            # A scope of anyio and not a bare cancellation, because it spares what the transport shields: its closing.
-            self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
-            self._scope.__enter__()
-        self._call = call
+        call = self._call
+        self._token: Token[Call | None] = _current.set(call)
+        # A scope of anyio and not a bare cancellation, because it spares what the transport shields: its closing.
+        self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
+        self._scope.__enter__()
         return call
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is None:
-            return
         call = self._call
         cut = bool(self._scope.__exit__(kind, error, trace))
         call.scope = None

@@ -8,8 +8,10 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Final, cast
 
+from pydantic_core import from_json
+
 from penstock.core.failure import failure_of_error_event, failure_of_exception
-from penstock.core.sse import SSEDecoder
+from penstock.core.sse import SSEDecoder, two_lines
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ ENCODINGS: Final = frozenset({"identity", "gzip", "deflate"})
 # What comes in deltas: the field that holds it. Anything else comes whole, and so is content as soon as it comes.
 _FIELD_OF_BLOCK: Final = {"text": "text", "thinking": "thinking"}
 _FIELD_OF_DELTA: Final = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking"}
+# How the names of events begin that are looked at without the decoder.
+_PLAIN: Final = (b"message_", b"content_block_")
 _EMPTY_BLOCKS: Final = frozenset({"tool_use", "server_tool_use", "mcp_tool_use", "compaction"})
 
 
@@ -52,13 +56,14 @@ class Lookout:
         (True, 'overloaded')
     """
 
-    __slots__ = ("_decoder", "_inflate", "_left", "decided", "error", "failure")
+    __slots__ = ("_decoder", "_inflate", "_left", "_position", "decided", "error", "failure")
 
     def __init__(self, encoding: str = "identity") -> None:
         self.decided = False
         self.failure: Failure | None = None
         self.error: InvalidStream | None = None
-        self._decoder = SSEDecoder()
+        self._decoder: SSEDecoder | None = None
+        self._position = 0
         # 32: zlib tells gzip and deflate apart itself.
         self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS) if encoding != "identity" else None
         self._left = _MOST_BYTES
@@ -83,9 +88,26 @@ class Lookout:
         while chunk:
             end = chunk.find(b"\n\n") + 2
             first, chunk = (chunk, b"") if end < 2 else (chunk[:end], chunk[end:])
-            if any(self._decides(event) for event in self._decoder.feed(first)):
+            if self._decided_by_plain(first) if self._decoder is None else self._decided_by_any(first, self._decoder):
                 return True
         return False
+
+    def _decided_by_plain(self, block: bytes) -> bool:
+        """Look at an event as the API writes it; at the first that is any other, the decoder takes over."""
+        lines = two_lines(block[:-2]) if block.endswith(b"\n\n") else None
+        if lines is not None:
+            name, text = lines
+            if name == b"ping" and text.isascii():
+                self._position += len(block)
+                return False
+            if name.startswith(_PLAIN) and (data := _object_in(text)) is not None:
+                self._position += len(block)
+                return self._tells(name.decode(errors="replace"), data)
+        self._decoder = SSEDecoder(position=self._position)
+        return self._decided_by_any(block, self._decoder)
+
+    def _decided_by_any(self, block: bytes, decoder: SSEDecoder) -> bool:
+        return any(self._decides(event) for event in decoder.feed(block))
 
     def _decides(self, event: ServerSentEvent) -> bool:
         if event.name == "error":
@@ -115,6 +137,14 @@ def _data_of_any(event: ServerSentEvent) -> dict[str, object]:
         return event.json()
     except InvalidStream:
         return {}
+
+
+def _object_in(text: bytes) -> dict[str, object] | None:
+    try:
+        value: object = from_json(text)
+    except ValueError:
+        return None
+    return cast("dict[str, object]", value) if isinstance(value, dict) else None
 
 
 def _is_whole(block: object) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import anthropic
@@ -66,19 +67,19 @@ async def read_ahead(http: httpx2.Response, attempt: Attempt, *, hold_s: float =
     Returns:
         What was found. With a failure, the body is left for the caller to close, or, without an `error`, to hand on.
     """
-    reader = _Reader(
-        cast("httpx2.AsyncByteStream", http.stream), http.headers.get("content-encoding", "identity"), attempt
-    )
+    reader = _Reader(cast("httpx2.AsyncByteStream", http.stream), attempt)
+    # Thousands of streams are open at once: what looks out is kept no longer than it does.
+    lookout = Lookout(http.headers.get("content-encoding", "identity"))
     http.stream = _Body(reader)
     try:
-        await reader.read_ahead(hold_s)
+        await reader.read_ahead(lookout, hold_s)
     except BaseException as error:
         attempt.note_exception(error)
         # A transport that fails at closing has closed; the error that led here must get out.
         with contextlib.suppress(httpx2.HTTPError):
             await http.aclose()
         raise
-    return reader.found(http.request)
+    return reader.found(lookout, http.request)
 
 
 class _Reader:
@@ -97,7 +98,6 @@ class _Reader:
         "_attempt",
         "_busy",
         "_held",
-        "_lookout",
         "_scope",
         "chunks",
         "error",
@@ -107,7 +107,7 @@ class _Reader:
         "source",
     )
 
-    def __init__(self, inner: httpx2.AsyncByteStream, encoding: str, attempt: Attempt) -> None:
+    def __init__(self, inner: httpx2.AsyncByteStream, attempt: Attempt) -> None:
         self.inner = inner
         self.source: AsyncIterator[bytes] = aiter(inner)
         # A list, and nothing made that isn't needed: thousands of streams are open at once, and a deque is 760 bytes.
@@ -116,33 +116,32 @@ class _Reader:
         self.error: Exception | None = None
         self.idle: anyio.Event | None = None
         self._attempt = attempt
-        self._lookout = Lookout(encoding)
         self._held = False
         self._busy = False
         self._scope: anyio.CancelScope | None = None
 
-    async def read_ahead(self, hold_s: float) -> None:
+    async def read_ahead(self, lookout: Lookout, hold_s: float) -> None:
         """Read until it is known how the answer begins, the body is over, or `hold_s` seconds have passed."""
         background = self._attempt.call.background
         if hold_s < math.inf and background is not None and background.running:
             self.idle, self._scope = anyio.Event(), anyio.CancelScope()
-            background.put(self._read_in_background)
+            background.put(partial(self._read_in_background, lookout))
             self._attempt.push(self._stop)
             with anyio.move_on_after(hold_s):
                 await self.idle.wait()
             self._held = self.reading
         else:
-            await self._read_on(anyio.current_time() + hold_s)
+            await self._read_on(lookout, anyio.current_time() + hold_s)
 
     @property
     def reading(self) -> bool:
         """Whether a read is under way in the background."""
         return self.idle is not None and not self.idle.is_set()
 
-    def found(self, request: httpx2.Request) -> Ahead:
+    def found(self, lookout: Lookout, request: httpx2.Request) -> Ahead:
         """Say what reading ahead has found."""
-        if self._lookout.decided:
-            return Ahead(failure=self._lookout.failure, error=self._lookout.error)
+        if lookout.decided:
+            return Ahead(failure=lookout.failure, error=lookout.error)
         if not self.over:
             return Ahead()
         if self.error is None:
@@ -179,24 +178,24 @@ class _Reader:
         if aclose is not None and not self._busy and not getattr(self.source, "ag_running", False):
             await aclose()
 
-    async def _read_in_background(self) -> None:
+    async def _read_in_background(self, lookout: Lookout) -> None:
         self._busy = True
         try:
             with cast("anyio.CancelScope", self._scope):
-                await self._read_on(math.inf)
+                await self._read_on(lookout, math.inf)
         finally:
             self._busy = False
             cast("anyio.Event", self.idle).set()
 
-    async def _read_on(self, until: float) -> None:
-        while not (self._lookout.decided or self.over or self._held):
-            await self._read_chunk()
-            if anyio.current_time() >= until:
-                self._held = True
-
-    async def _read_chunk(self) -> None:
+    async def _read_on(self, lookout: Lookout, until: float) -> None:
+        chunks, source = self.chunks, self.source
         try:
-            chunk = await anext(self.source)
+            while not (lookout.decided or self.over or self._held):
+                chunk = await anext(source)
+                chunks.append(chunk)
+                if not self._held:
+                    lookout.see(chunk)
+                    self._held = until < math.inf and anyio.current_time() >= until
         except StopAsyncIteration:
             self.over, self.error = True, None
         except Exception as error:  # noqa: BLE001 - raised to whoever reads, unless the attempt is retried
@@ -204,10 +203,6 @@ class _Reader:
         except BaseException:
             self._cut()
             raise
-        else:
-            self.chunks.append(chunk)
-            if not self._held:
-                self._lookout.see(chunk)
 
     def _stop(self, _attempt: Attempt) -> None:
         """Give up the read under way, because the attempt has ended."""

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Protocol, cast
 from pydantic_core import from_json
 
 from penstock.core.failure import Failure, failure_of_error_event
-from penstock.core.sse import ServerSentEvent, SSEDecoder
+from penstock.core.sse import ServerSentEvent, SSEDecoder, two_lines
 from penstock.core.usage import Usage
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["JSONScanner", "Scanner", "StreamScanner"]
 
 _LARGEST_JSON = 32 * 1024 * 1024
 _OVERLAP = 32
+_LONGEST_START = 64 * 1024
 _MESSAGE = b"event: message_"
 _START = b"event: message_start"
 _ERROR = b"event: error"
 _CONTINUATION = bytes(range(0x80, 0xC0))
+# What all of the next have in common.
+_DELTA = b'_delta"'
 _CONTENT = (b'"text_delta"', b'"input_json_delta"', b'"thinking_delta"', b'"compaction_delta"')
 
 
@@ -96,7 +99,17 @@ class JSONScanner:
 class StreamScanner:
     """Watches a body of server-sent events of the Messages API."""
 
-    __slots__ = ("_head", "_kept", "_overlap", "complete", "failure", "has_content", "stop_reason", "usage")
+    __slots__ = (
+        "_has_start",
+        "_kept",
+        "_overlap",
+        "_start",
+        "complete",
+        "failure",
+        "has_content",
+        "stop_reason",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -104,19 +117,20 @@ class StreamScanner:
         self.has_content = False
         self.complete = False
         self.failure: Failure | None = None
-        self._head: SSEDecoder | None = SSEDecoder()
+        self._start = b""
+        self._has_start = False
         self._kept: list[bytes] | None = None
         self._overlap = b""
 
     def see(self, chunk: bytes) -> None:
         """Look for the start, the first content, and what the end is told by."""
-        if self._head is not None:
-            self._see_head(chunk)
         # The overlap finds a mark that two chunks share. The names of events can't occur as lines in data, where line
         # breaks are escaped, but their words can: then more is kept than needed, and decoding sorts it out.
         probe = self._overlap + chunk if self._overlap else chunk
         if not self.has_content:
-            self.has_content = any(mark in probe for mark in _CONTENT)
+            self.has_content = _DELTA in probe and any(mark in probe for mark in _CONTENT)
+            if not self._has_start:
+                self._see_start(chunk)
         if self._kept is not None:
             self._kept.append(chunk)
             return
@@ -129,29 +143,29 @@ class StreamScanner:
             # Never from the middle of a character, or it would be no valid text.
             self._overlap = probe[-_OVERLAP:].lstrip(_CONTINUATION)
 
-    def _see_head(self, chunk: bytes) -> None:
-        """Decode one event after the other up to the first that counts: the chunk may be the whole stream."""
-        while chunk and self._head is not None:
-            end = chunk.find(b"\n\n") + 2
-            first, chunk = (chunk, b"") if end < 2 else (chunk[:end], chunk[end:])
-            try:
-                events = self._head.feed(first)
-            except InvalidStream:
-                events, self._head = [], None
-            for event in events:
+    def _see_start(self, chunk: bytes) -> None:
+        """Look at the bytes up to the end of the first event that counts: the chunk may be the whole stream."""
+        start = self._start + chunk if self._start else chunk
+        end = start.find(b"\n\n") + 2 if start.startswith(_START) else 0
+        # Where something comes before it, or lines end otherwise, its end isn't looked for; content comes after it.
+        if end >= 2 or self.has_content or len(start) > _LONGEST_START:
+            self._has_start = True
+            # Decoded at once, because what it tells is small, and thousands of streams are open at once.
+            self._take_start(start[: end if end >= 2 else _LONGEST_START])
+            start = b""
+        self._start = start
+
+    def _take_start(self, start: bytes) -> None:
+        for event in _events_in(start):
+            if event.name == "message_start":
                 self._take(event)
-                if event.name == "message_start":
-                    self._head = None
+                break
 
     def finish(self) -> None:
         """Decode the last events."""
-        if self._kept is None:
-            return
-        decoder = SSEDecoder()
-        with contextlib.suppress(InvalidStream):
-            for event in decoder.feed(b"".join(self._kept)):
-                self._take(event)
-            for event in decoder.finish():
+        self._take_start(self._start)
+        if self._kept is not None:
+            for event in _events_in(b"".join(self._kept)):
                 self._take(event)
 
     def _take(self, event: ServerSentEvent) -> None:
@@ -176,6 +190,19 @@ class StreamScanner:
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):
             self.usage = (self.usage or Usage()).updated(cast("Mapping[str, object]", usage))
+
+
+def _events_in(body: bytes) -> Iterator[ServerSentEvent]:
+    """Decode what was kept of a stream, up to the first event that can't be."""
+    plain = [two_lines(block) for block in body.removesuffix(b"\n\n").split(b"\n\n")]
+    if all(plain):
+        for name, data in cast("list[tuple[bytes, bytes]]", plain):
+            yield ServerSentEvent(name.decode(errors="replace"), data.decode(errors="replace"))
+        return
+    decoder = SSEDecoder()
+    with contextlib.suppress(InvalidStream):
+        yield from decoder.feed(body)
+        yield from decoder.finish()
 
 
 def _last_events_in(probe: bytes) -> int:

@@ -20,13 +20,15 @@ from pydantic_core import from_json
 
 from penstock.errors import InvalidStream
 
-__all__ = ["SSEDecoder", "ServerSentEvent"]
+__all__ = ["SSEDecoder", "ServerSentEvent", "two_lines"]
 
 _BOM = b"\xef\xbb\xbf"
 # The second line end takes no \n after its \r: that \n may come with the next chunk, and is skipped in either case.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE_ENDS = 4
+_EVENT = b"event: "
+_DATA = b"\ndata: "
 
 
 @dataclass(slots=True)  # not frozen: that would make a third of the decoder's cost
@@ -76,12 +78,32 @@ class ServerSentEvent:
             raise InvalidStream("the data of an event is not valid JSON", position=self.position) from None
 
 
+def two_lines(block: bytes) -> tuple[bytes, bytes] | None:
+    r"""Return name and data of an event of two lines, as the API writes them, without decoding any of it.
+
+    Args:
+        block: The lines of one event, less the blank one that ends it.
+
+    Returns:
+        What its lines say; `None` for any other event, which needs an `SSEDecoder`.
+
+    Example:
+        >>> two_lines(b'event: ping\ndata: {"type": "ping"}')
+        (b'ping', b'{"type": "ping"}')
+    """
+    end = block.find(b"\n")
+    if not (block.startswith(_EVENT) and block.startswith(_DATA, end)) or block.find(b"\n", end + 1) >= 0:
+        return None
+    return None if b"\r" in block else (block[len(_EVENT) : end], block[end + len(_DATA) :])
+
+
 class SSEDecoder:
     r"""Decodes one stream; feed it the body's chunks in order, then finish it.
 
     Args:
         max_event_bytes: The longest event that is accepted, in bytes without its closing blank line. It bounds what
             a line that never ends can take of memory.
+        position: Offset of the first byte that it is fed, for a stream whose beginning was decoded elsewhere.
 
     Example:
         >>> decoder = SSEDecoder()
@@ -95,10 +117,10 @@ class SSEDecoder:
 
     __slots__ = ("_after_cr", "_failure", "_max_event_bytes", "_pending", "_position")
 
-    def __init__(self, *, max_event_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(self, *, max_event_bytes: int = 64 * 1024 * 1024, position: int = 0) -> None:
         self._max_event_bytes = max_event_bytes
         self._pending = bytearray()
-        self._position = 0
+        self._position = position
         self._after_cr = False
         self._failure: tuple[str, int] | None = None
 

@@ -213,7 +213,9 @@ def _iterations(fields: _Fields) -> dict[str, int]:
 
 
 def _named(fields: _Fields, names: tuple[str, ...]) -> dict[str, int]:
-    return {name: count for name in names if (count := _count(fields.get(name))) is not None}
+    # JSON's true is an `int` in Python, but no count.
+    get = fields.get
+    return {name: count for name in names if type(count := get(name)) is int and count >= 0}
 
 
 def _positive(value: object) -> int:

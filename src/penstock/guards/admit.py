@@ -26,6 +26,7 @@ from penstock.admission.line import Claim, Grant, Line
 from penstock.admission.options import PRIORITY_WEIGHTS, AdmitOptions
 from penstock.admission.statistics import AdmitStatistics, KeyStatistics
 from penstock.core.attempt import Attempt, CallNext, Response, http_response_of, open_attempt
+from penstock.core.context import current_pin
 from penstock.core.durations import Durations
 from penstock.core.events import Observers
 from penstock.core.failure import FailureKind
@@ -35,7 +36,7 @@ from penstock.core.secret import Secret, bearer
 from penstock.errors import AdmissionTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from penstock.admission.fair_queue import Place
     from penstock.admission.keys import Key
@@ -224,23 +225,25 @@ class Admit(Middleware):
             retry_after_s=timeout_s,
         )
 
-    async def _send(self, request: APIRequest, attempt: Attempt, key: Key, call_next: CallNext) -> Response:
+    def _send(self, request: APIRequest, attempt: Attempt, key: Key, call_next: CallNext) -> Awaitable[Response]:
         attempt.sent = True
         if not key.carried and key.secret is not None:
             request = _with_key(request, key.secret)
-        return await attempt.send(request, call_next)
+        return attempt.send(request, call_next)
 
     async def _send_unlimited(self, request: APIRequest, attempt: Attempt, call_next: CallNext) -> Response:
-        """Send what no limit of ours applies to, with the first key that may be used."""
-        now = anyio.current_time()
-        keys = self.pool.keys
-        key = next((key for key in keys if key.may_use(now=now)), keys[0] if keys else None)
+        """Send what no limit of ours applies to, with the first key that may be used where it is pinned to."""
+        pin = current_pin()
+        key = self.pool.unlimited(pin, now=anyio.current_time())
         if key is None:
             # All were retired: what the client has of its own is all that is left.
             attempt.sent = True
             return await attempt.send(request, call_next)
         attempt.key = key.name
         response = await self._send(request, attempt, key, call_next)
+        if pin is not None and attempt.ok and (http := http_response_of(response)) is not None:
+            self.pool.recognise(key, LimitHeaders.read(http.headers.raw).quota_id(self.options.quota_scope))
+            pin.key, pin.quota = key.name, key.quota.name
         if attempt.failure is not None and attempt.failure.kind is FailureKind.AUTHENTICATION:
             self._feedback.refused(key, attempt, now=anyio.current_time())
             self.line.wake()

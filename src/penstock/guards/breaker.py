@@ -7,10 +7,10 @@ refusal of our own says nothing.
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import anthropic
@@ -297,26 +297,23 @@ class CircuitBreaker(anthropic.Middleware):
         with open_attempt(request) as attempt:
             if attempt.call.kind is RequestKind.MESSAGES:
                 self._enter(attempt)
-            return await attempt.send(request, call_next)
+            return await attempt.hand_on(request, call_next)
 
     def _enter(self, attempt: Attempt) -> None:
-        # The loop's own clock: the garbage collector may end the attempt where no loop is running.
-        clock = asyncio.get_running_loop().time
-        model_class, now = attempt.call.model_class, clock()
+        model_class, now = attempt.call.model_class, attempt.call.clock()
         breaker = self._breaker_of(model_class)
         before = breaker.state
-        passage = breaker.enter(now, _content_of(attempt))
+        passage = breaker.enter(now, bool if before == "closed" else _content_of(attempt))
         self._report(model_class, before, breaker)
         if passage is None:
             self._refused += 1
             raise _refusal(model_class, breaker, now)
+        attempt.push(partial(self._leave, model_class, breaker, passage))
 
-        def leave(attempt: Attempt) -> None:
-            before = breaker.state
-            breaker.leave(passage, failed=failed_service(attempt), now=clock())
-            self._report(model_class, before, breaker)
-
-        attempt.push(leave)
+    def _leave(self, model_class: str, breaker: Breaker, passage: Passage, attempt: Attempt) -> None:
+        before = breaker.state
+        breaker.leave(passage, failed=failed_service(attempt), now=attempt.call.clock())
+        self._report(model_class, before, breaker)
 
     def _report(self, model_class: str, before: State, breaker: Breaker) -> None:
         if breaker.state != before:

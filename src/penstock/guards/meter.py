@@ -6,9 +6,9 @@ when it has ended, and however many there are, the totals take the same memory.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anthropic
@@ -169,13 +169,13 @@ class Meter(anthropic.Middleware):
             if attempt.call.kind is RequestKind.MESSAGES:
                 self._measure(attempt)
             attempt.sent = True
-            return await attempt.send(request, call_next)
+            return await attempt.hand_on(request, call_next)
 
     def _measure(self, attempt: Attempt) -> None:
-        # The loop's own clock: the garbage collector may end the attempt where no loop is running.
-        clock = asyncio.get_running_loop().time
-        sent_at, model = clock(), attempt.call.model
-        attempt.push(lambda attempt: self._totals_of(model).add(attempt, sent_at, clock()))
+        attempt.push(partial(self._add, attempt.call.model, attempt.call.clock()))
+
+    def _add(self, model: str, sent_at: float, attempt: Attempt) -> None:
+        self._totals_of(model).add(attempt, sent_at, attempt.call.clock())
 
     def _totals_of(self, model: str) -> _Totals:
         totals = self._models.get(model)

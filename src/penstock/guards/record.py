@@ -7,9 +7,7 @@ credentials nor a body, because the SDK's errors, and their pickles, carry both.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anthropic
@@ -189,7 +187,13 @@ class Record(anthropic.Middleware):
                 request, new=True, observers=self._observers, background=self._background, deadline_s=self._deadline_s
             ) as call:
                 self._begin(call)
-                response = await self._send(call, request, call_next)
+                try:
+                    response = await call_next(request)
+                except BaseException as error:
+                    self._live[call] = _failure_of(call, error)
+                    raise
+                if not call.attempts:
+                    response = await _watched(response, request)
         except BaseException as error:
             clean_error(error)
             raise
@@ -199,35 +203,28 @@ class Record(anthropic.Middleware):
         return response
 
     def _begin(self, call: Call) -> None:
-        # The loop's own clock: the garbage collector may end the call where no loop is running.
-        call.push(partial(self._ended, asyncio.get_running_loop().time))
+        call.push(self._ended)
         self._live[call] = None
 
-    async def _send(self, call: Call, request: APIRequest, call_next: CallNext) -> Response:
-        try:
-            response = await call_next(request)
-        except BaseException as error:
-            self._live[call] = _failure_of(call, error)
-            raise
-        if call.attempts:
-            return response
-
-        async def answered(_request: APIRequest) -> Response:
-            return response
-
-        # No guard further in has opened an attempt that would watch the answer.
-        with open_attempt(request) as attempt:
-            return await attempt.send(request, answered)
-
-    def _ended(self, clock: Callable[[], float], call: Call) -> None:
+    def _ended(self, call: Call) -> None:
         failure = self._live.pop(call) or call.failure
-        latency_s = clock() - call.started_at
+        latency_s = call.clock() - call.started_at
         self._totals.add(call, failure, latency_s)
         if not self._live and self._emptied is not None:
             self._emptied.set()
             self._emptied = None
         if self._observers:
             self._observers.emit(_report(call, failure, latency_s))
+
+
+async def _watched(response: Response, request: APIRequest) -> Response:
+    """Have an answer watched for which no guard further in has opened an attempt."""
+
+    async def answered(_request: APIRequest) -> Response:
+        return response
+
+    with open_attempt(request) as attempt:
+        return await attempt.send(request, answered)
 
 
 def _failure_of(call: Call, error: BaseException) -> Failure:

@@ -59,12 +59,14 @@ class StreamManager:
         background: Background | None,
     ) -> None:
         self._sdk = sdk
-        self._params = dict(params)
+        self._params: dict[str, Any] = dict(params)
         self._idle_timeout_s = idle_timeout_s
         self._background = background if on_abandon == "drain" else None
-        self._beta = any(_is_given(self._params.get(name, anthropic.omit)) for name in _BETA)
+        named = _BETA.intersection(params)
+        self._beta = any(_is_given(params[name]) for name in named)
         if not self._beta:
-            self._params = {name: value for name, value in self._params.items() if name not in _BETA}
+            for name in named:
+                del self._params[name]
         self._output_format = self._take_output_format()
         self._stream: Stream | None = None
 

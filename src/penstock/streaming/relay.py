@@ -7,7 +7,7 @@ frame; so a slow consumer gets fewer, larger frames, and what is held is at most
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anthropic
@@ -122,8 +122,7 @@ async def relay(
             group.cancel_scope.cancel()
         failure = raised or mailbox.error
         if failure is None:
-            usage = stream.usage if stream.complete else replace(stream.usage, estimated=True)
-            final = FinalFrame(stop_reason=stream.stop_reason, usage=usage, text_length=mailbox.length)
+            final = FinalFrame(stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length)
             await _send(send, final, send_timeout_s)
             return final
         if raised is None:

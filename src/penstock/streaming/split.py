@@ -15,7 +15,7 @@ from penstock.core.sse import ServerSentEvent, SSEDecoder
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Raw", "Splitter", "data_of", "name_of", "text_of"]
 
@@ -68,9 +68,8 @@ def text_of(raw: Raw) -> str:
 
 def _decoded(block: bytes) -> ServerSentEvent:
     """Decode the lines of one event by the grammar."""
-    decoder = SSEDecoder()
     # A byte order mark is one at the start of a stream only.
-    decoder.feed(b":\n\n")
+    decoder = SSEDecoder(position=1)
     events = decoder.feed(block + b"\n\n")
     return events[0] if events else ServerSentEvent("message", "")
 
@@ -90,14 +89,13 @@ class Splitter:
         [b'event: ping\ndata: {"type": "ping"}']
     """
 
-    __slots__ = ("_decoder", "_offset", "_pending", "clean", "position")
+    __slots__ = ("_decoder", "_pending", "clean", "position")
 
     def __init__(self) -> None:
         self.clean = True
         self.position = 0
         self._pending = bytearray()
         self._decoder: SSEDecoder | None = None
-        self._offset = 0
 
     def __repr__(self) -> str:
         return f"Splitter(position={self.position}, pending_bytes={len(self._pending)})"
@@ -135,7 +133,7 @@ class Splitter:
             InvalidStream: As `feed` does.
         """
         if self._decoder is not None:
-            return self._shifted(self._decoder.finish)
+            return self._decoder.finish()
         rest = bytes(self._pending if self.position else self._pending.removeprefix(_BOM))
         self._pending.clear()
         return [rest] if rest.strip(b"\n") else []
@@ -148,19 +146,9 @@ class Splitter:
         decoder = self._decoder
         if decoder is None:
             self.clean = False
-            decoder = self._decoder = SSEDecoder(max_event_bytes=_MOST_BYTES)
-            if self.position:
-                decoder.feed(b":\n\n")
-                self._offset = self.position - decoder.position
+            decoder = self._decoder = SSEDecoder(max_event_bytes=_MOST_BYTES, position=self.position)
             chunk = bytes(self._pending) + chunk
             self._pending.clear()
-        events = self._shifted(lambda: decoder.feed(chunk))
-        self.position = self._offset + decoder.position
+        events = decoder.feed(chunk)
+        self.position = decoder.position
         return events
-
-    def _shifted(self, step: Callable[[], Sequence[Raw]]) -> Sequence[Raw]:
-        """Run a step of the decoder, which began to count in the middle of the stream."""
-        try:
-            return step()
-        except InvalidStream as error:
-            raise InvalidStream(error.reason, position=self._offset + error.position) from None
