@@ -246,7 +246,7 @@ def open_streams(url: str, *, brief: bool) -> None:
     """Compare the memory of open streams, and whether all of them advance."""
     streams, seconds = (20, 1) if brief else (2000, 8)
     found: dict[str, tuple[float, float]] = {}
-    for name in VARIANTS:
+    for name in (BARE, "penstock.Client, stream") if brief else VARIANTS:
         command = [sys.executable, __file__, MEMORY, name, f"{url}/10000/{seconds * 62}", str(streams), str(seconds)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         found[name] = (float(said[0]), float(said[1]))
