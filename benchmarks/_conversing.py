@@ -75,9 +75,21 @@ def _png(size: int) -> dict[str, Any]:
     return {"type": "image", "source": source}
 
 
+async def get_weather(city: str) -> str:
+    """Get the weather of a city."""
+    await anyio.sleep(0.5)
+    return f"sunny in {city}"
+
+
+async def get_time(city: str) -> str:
+    """Get the time of a city."""
+    raise LookupError(city)
+
+
 class _Talk:
     def __init__(self, seed: int, told: Told) -> None:
         self.rng = random.Random(seed)
+        self.functions = False
         self.told = told
         self.model = self.rng.choice(MODELS)
         share = self.rng.choice((0, 0.05, 0.2))
@@ -100,6 +112,9 @@ class _Talk:
     async def _talk(self, client: Client | AsyncAnthropic) -> None:
         rng = self.rng
         options: dict[str, Any] = {}
+        tools: list[Any] = TOOLS if rng.random() < 0.7 else []
+        if rng.random() < 0.2:
+            tools, options["max_iterations"], self.functions = [get_weather, get_time], 3, True
         if self.model != MODELS[-1] and rng.random() < 0.5:
             options["thinking"] = {"type": "adaptive"}
         chat = Conversation(
@@ -107,7 +122,7 @@ class _Talk:
             model=self.model,
             max_tokens=rng.choice((400, 1000)),
             system=rng.choice((None, "You are terse. " * 40)),
-            tools=TOOLS if rng.random() < 0.7 else (),
+            tools=tools,
             overflow=rng.choice(("window", "summary")),
             on_truncation=rng.choice(("return", "continue", "retry")),
             window_tokens=rng.choice((2000, 4000, 8000, None)),
@@ -127,14 +142,16 @@ class _Talk:
         kind = rng.random()
         if kind < 0.1:
             self.told.resumed += 1
-            return Conversation.from_json(chat.to_json(), client, system=chat.system)
+            functions = [get_weather, get_time] if self.functions else None
+            return Conversation.from_json(chat.to_json(), client, system=chat.system, tools=functions)
         if kind < 0.15:
             return chat.fork()
         if kind < 0.2 and self.model in SYSTEM_TURNS:
             try:
                 chat.add_system_turn("From here on, answer in French.")
             except InvalidHistory:
-                assert chat.pending_tool_calls or not chat.messages or "server_tool_use" in str(chat.messages[-1])
+                last: Any = chat.messages[-1] if chat.messages else {"role": "user"}
+                assert chat.pending_tool_calls or last["role"] == "user" or "server_tool_use" in str(last)
         await self._ask(chat)
         return chat
 
@@ -144,7 +161,7 @@ class _Talk:
         self.told.sends += 1
         with anyio.move_on_after(self.rng.choice((1e6, 1e6, self.rng.uniform(0, 6)))) as scope:
             try:
-                if self.rng.random() < 0.6:
+                if self.functions or self.rng.random() < 0.6:
                     await chat.send(**self._question(chat))
                 else:
                     await self._stream(chat)

@@ -132,7 +132,8 @@ class Verbs(ABC):
             model: Who answers; the setting `model` by default.
             max_tokens: Of each answer; the setting `max_tokens` by default.
             token_budget: Tokens that it may use in all; the setting `token_budget` by default.
-            **options: Others of `penstock.Conversation`: `tools`, `messages`, `overflow`, `thinking`, ….
+            **options: Others of `penstock.Conversation`: `tools` (with functions, `max_iterations` is the setting
+                `max_tool_iterations` by default), `messages`, `overflow`, `thinking`, ….
 
         Raises:
             ValueError: There is no model, or an option is out of its range.
@@ -152,6 +153,7 @@ class Verbs(ABC):
         from penstock.chat.conversation import Conversation
 
         settings = self.settings
+        options.setdefault("max_iterations", settings.max_tool_iterations)
         chosen = model or settings.model
         if chosen is None:
             raise ValueError("a conversation needs a model: give model=…, or set the client's `model`")

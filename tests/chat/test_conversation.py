@@ -115,6 +115,50 @@ class TestSend:
         assert [text for role, text in said(chat) if role == "user"] == [f"Q{number}" for number in range(10)]
         assert virtual_time.now() == pytest.approx(10, abs=0.1)
 
+    async def test_a_deadline_holds_for_the_whole_answer(self, virtual_time: VirtualTime) -> None:
+        """The wait for one's turn, and an answer that is longer in coming; the history stays as it was."""
+        simulator = Simulator(latency_s=1, tokens_per_s=10, output_tokens=300)
+        async with simulator.client() as sdk:
+            chat = Conversation(sdk, model=MODEL)
+            with penstock.deadline(5), pytest.raises(anthropic.APITimeoutError) as raised:
+                await chat.send("Hello")
+            assert "deadline" in raised.value.__notes__[0]
+            assert virtual_time.now() == pytest.approx(5, abs=0.1)
+            assert (chat.messages, chat.usage.estimated, simulator.in_flight) == ([], True, 0)
+            async with anyio.create_task_group() as group:
+                group.start_soon(chat.send, "First")
+                await anyio.sleep(0.1)
+                with penstock.deadline(5), pytest.raises(anthropic.APITimeoutError):
+                    await chat.send("Second")
+                assert virtual_time.now() == pytest.approx(10.1, abs=0.1)
+                with penstock.deadline(5), pytest.raises(anthropic.APITimeoutError):
+                    async with chat.stream("Third"):
+                        pass
+                assert virtual_time.now() == pytest.approx(15.1, abs=0.1)
+            assert len(chat.messages) == 2
+            with penstock.deadline(5):
+                async with chat.stream("Fourth") as stream:
+                    await stream.until_done()
+            assert len(chat.messages) == 4
+
+    async def test_what_is_asked_does_not_change_while_it_waits(self, virtual_time: VirtualTime) -> None:
+        """Whoever waits for his turn asks what he asked."""
+        simulator = Simulator(latency_s=1)
+        question = [{"type": "text", "text": "Q"}]
+        async with simulator.client() as sdk:
+            chat = Conversation(sdk, model=MODEL)
+            stream = chat.stream(question)
+            async with anyio.create_task_group() as group:
+                group.start_soon(chat.send, "First")
+                await anyio.sleep(0.1)
+                group.start_soon(chat.send, question)
+                await anyio.sleep(0.1)
+                question[0]["text"] = "changed"
+            async with stream as answer:
+                await answer.until_done()
+        assert [text for role, text in said(chat) if role == "user"] == ["First", "Q", "Q"]
+        assert virtual_time.now() == pytest.approx(3, abs=0.1)
+
     async def test_images_and_documents_stand_before_the_question(self, simulator: Simulator) -> None:
         """As `penstock.image` and `penstock.document` make them."""
         document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
@@ -130,7 +174,7 @@ class TestSend:
             chat = Conversation(sdk, model=MODEL, messages=[{"role": "user", "content": "Hello"}])
             reply = await chat.send()
             assert reply.text == "Summary: Hello"
-            with pytest.raises(InvalidHistory, match=r"turns\.2\.content: is empty"):
+            with pytest.raises(InvalidHistory, match="content: is empty"):
                 await chat.send()
 
     async def test_max_tokens_of_one_reply(self, simulator: Simulator) -> None:
@@ -139,9 +183,9 @@ class TestSend:
             chat = Conversation(sdk, model=MODEL, max_tokens=50_000)
             await chat.send("Hello", max_tokens=17)
             await chat.send("Hello")
-            for bad in (0, -1):
-                with pytest.raises(ValueError, match="max_tokens must be 1 or more"):
-                    await chat.send("Hello", max_tokens=bad)
+            for bad in (0, -1, 5.5, True, "5"):
+                with pytest.raises(ValueError, match="max_tokens must be a whole number"):
+                    await chat.send("Hello", max_tokens=bad)  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="'retry', not 'again'"):
                 await chat.send("Hello", on_truncation="again")  # type: ignore[arg-type]
         assert [body["max_tokens"] for body in bodies(simulator)] == [17, 50_000]
@@ -314,7 +358,11 @@ class TestSystemPrompt:
             chat = Conversation(sdk, model=MODEL, system="You are terse.")
             with pytest.raises(InvalidHistory, match="can only follow an answer"):
                 chat.add_system_turn("Answer in French.")
+            simulator.reply([])
             await chat.send("Hello")
+            with pytest.raises(InvalidHistory, match="can only follow an answer"):
+                chat.add_system_turn("Answer in French.")
+            await chat.send()
             chat.add_system_turn("Answer in French.")
             await chat.send("Bonjour")
             with pytest.raises(ValueError, match="not empty"):
@@ -389,7 +437,9 @@ class TestCopies:
     async def test_what_may_be_secret_is_not_saved(self, simulator: Simulator) -> None:
         """It is used, and given again."""
         async with simulator.client() as sdk:
-            chat = Conversation(sdk, model=MODEL, extra_headers={"x-secret": "s3cret"}, metadata={"user_id": "u1"})
+            secret = {"x-secret": "s3cret"}
+            chat = Conversation(sdk, model=MODEL, extra_headers=secret, metadata={"user_id": "u1"})
+            secret.clear()
             await chat.send("Hello")
             assert "s3cret" not in chat.to_json()
             again = Conversation.from_json(chat.to_json(), sdk, extra_headers={"x-secret": "s3cret"})
@@ -450,6 +500,8 @@ class TestMaking:
         """At once."""
         with pytest.raises(TypeError, match="needs a Client or an AsyncAnthropic, not str"):
             Conversation("sk-…", model=MODEL)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="not Anthropic"):
+            Conversation(anthropic.Anthropic(api_key="x"), model=MODEL)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("options", "error", "said"),
@@ -467,6 +519,11 @@ class TestMaking:
             ({"system": ""}, ValueError, "not empty"),
             ({"messages": [{"role": "tool"}]}, InvalidHistory, "messages.0"),
             ({"stream": True}, TypeError, "stream can't be given"),
+            ({"token_bugdet": 5}, TypeError, "token_bugdet: neither an option"),
+            ({"temperature": 0.5}, TypeError, "temperature: neither an option"),
+            ({"cost_budget_usd": "much"}, ValueError, "cost_budget_usd"),
+            ({"id": ""}, TypeError, "the id of a conversation"),
+            ({"id": 7}, TypeError, "the id of a conversation"),
             ({"tools": [{"input_schema": object}]}, InvalidHistory, "tools.0.input_schema"),
             ({"metadata": {"user_id": object()}}, InvalidHistory, "params.metadata.user_id"),
         ],

@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from anthropic.types import Message, TextBlock
+from anthropic.types import Message, TextBlock, Usage
 
 from penstock import InvalidHistory
-from penstock.chat.history import open_calls, turns_of, user_turn
+from penstock.chat import history
+from penstock.chat.history import open_calls, turns_of, user_blocks
 
 HELLO = {"role": "user", "content": "Hello"}
 HI = {"role": "assistant", "content": "Hi"}
@@ -112,6 +113,34 @@ def test_what_the_api_would_refuse_is_refused_with_its_place(messages: Any, plac
     assert said in raised.value.reason
 
 
+def test_an_answer_that_was_stored_whole_is_taken_back() -> None:
+    """As the SDK's own `model_dump` makes it: what the API doesn't take back is left out."""
+    answer = Message(
+        id="msg_1", type="message", role="assistant", model="m", stop_reason="end_turn", stop_sequence=None,
+        content=[TextBlock(type="text", text="A")], usage=Usage(input_tokens=1, output_tokens=1),
+    )  # fmt: skip
+    assert turns_of([HELLO, answer.model_dump()])[1].param() == turns_of([HELLO, answer])[1].param()
+
+
+def test_more_messages_than_a_request_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: to check a million of them would hold up everybody."""
+    monkeypatch.setattr(history, "_MOST_MESSAGES", 3)
+    assert len(turns_of([HELLO] * 3)) == 3
+    with pytest.raises(InvalidHistory, match="more than 3"):
+        turns_of(HELLO for _ in range(4))
+
+
+def test_blocks_are_not_nested_without_end() -> None:
+    """Not in each other, and not in their fields; the place stays readable."""
+    block: Any = {"type": "text", "text": "x"}
+    for _ in range(3000):
+        block = {"type": "tool_result", "tool_use_id": "a", "content": [block]}
+    for bad in (block, {"type": "x", "y": block}):
+        with pytest.raises(InvalidHistory, match="nested too deeply") as raised:
+            turns_of([{"role": "user", "content": [bad]}])
+        assert len(raised.value.place) <= 100
+
+
 def test_block_types_that_are_not_known_pass() -> None:
     """The API may have learned them since."""
     future = {"type": "hologram", "data": "x"}
@@ -124,29 +153,28 @@ def test_results_come_first_then_media_then_the_rest() -> None:
     """The API wants it so, and reads images best before the question about them."""
     result = results("a")["content"][0]
     text = {"type": "text", "text": "x"}
-    turn = user_turn([text, result], images=[IMAGE], documents=[DOCUMENT], place="turns.2", pinned=True)
-    assert turn.content == (result, DOCUMENT, IMAGE, text)
-    assert turn.pinned
-    assert user_turn("", images=iter([IMAGE]), documents=(), place="turns.0").content == (IMAGE,)
-    assert user_turn(text, images=(), documents=(), place="turns.0").content == (text,)
-    assert user_turn(TextBlock(type="text", text="x"), images=(), documents=(), place="turns.0").content == (text,)
+    assert user_blocks([text, result], images=[IMAGE], documents=[DOCUMENT]) == (result, DOCUMENT, IMAGE, text)
+    assert user_blocks("", images=iter([IMAGE]), documents=()) == (IMAGE,)
+    assert user_blocks(text, images=(), documents=()) == (text,)
+    assert user_blocks(TextBlock(type="text", text="x"), images=(), documents=()) == (text,)
+    assert user_blocks("", images=(), documents=()) == ()
 
 
 @pytest.mark.parametrize(
     ("fields", "place", "said"),
     [
-        ({"content": ""}, "turns.4.content", "is empty"),
-        ({"content": []}, "turns.4.content", "is empty"),
-        ({"content": "x", "images": IMAGE}, "turns.4.images", "must be a list of image blocks"),
-        ({"content": "x", "images": 7}, "turns.4.images", "must be a list of image blocks"),
-        ({"content": "x", "images": ["cat.png"]}, "turns.4.images.0", "must be a content block"),
-        ({"content": "x", "images": [DOCUMENT]}, "turns.4.images.0", "type 'image'"),
-        ({"content": "x", "documents": [IMAGE]}, "turns.4.documents.0", "type 'document'"),
+        ({"content": " "}, "content", "nothing but space"),
+        ({"content": [{"type": "text", "text": 7}]}, "content.0.text", "must be a text"),
+        ({"content": "x", "images": IMAGE}, "images", "must be a list of image blocks"),
+        ({"content": "x", "images": 7}, "images", "must be a list of image blocks"),
+        ({"content": "x", "images": ["cat.png"]}, "images.0", "must be a content block"),
+        ({"content": "x", "images": [DOCUMENT]}, "images.0", "type 'image'"),
+        ({"content": "x", "documents": [IMAGE]}, "documents.0", "type 'document'"),
     ],
 )
 def test_a_question_that_is_none_is_refused(fields: Any, place: str, said: str) -> None:
     """Empty messages, and media that are not."""
     with pytest.raises(InvalidHistory) as raised:
-        user_turn(**{"images": (), "documents": (), "place": "turns.4", **fields})
+        user_blocks(**{"images": (), "documents": (), **fields})
     assert raised.value.place == place
     assert said in raised.value.reason

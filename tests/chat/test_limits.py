@@ -4,7 +4,9 @@ from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import anthropic
 import anyio
+import httpx2
 import pytest
 
 from penstock.chat import limits
@@ -98,6 +100,36 @@ async def test_what_the_api_leaves_out_is_the_tables() -> None:
     managed = SimpleNamespace(context_management=SimpleNamespace(compact_20260112=None))
     found = await asked_limits(client(capabilities=managed, max_input_tokens=5000), MODEL)
     assert (found.window_tokens, found.compacts) == (5000, False)
+
+
+class Gateway(httpx2.AsyncBaseTransport):
+    """Something between that answers for the API, with anything."""
+
+    def __init__(self, kind: str, body: bytes) -> None:
+        self.kind, self.body = kind, body
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await anyio.lowlevel.checkpoint()
+        return httpx2.Response(200, headers={"content-type": self.kind}, content=self.body, request=request)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", b"<html>Sign in</html>"),
+        ("application/json", b"{"),
+        ("application/json", b"null"),
+        ("application/json", b"[1]"),
+        ("application/json", b'{"data": []}'),
+        ("application/json", b'{"max_input_tokens": "many", "max_tokens": -1, "capabilities": [1]}'),
+    ],
+)
+async def test_what_is_no_answer_is_answered_by_the_table(kind: str, body: bytes) -> None:
+    """A gateway that knows no list of models says all kinds of things."""
+    client = anthropic.DefaultAsyncHttpxClient(transport=Gateway(kind, body))
+    url = f"https://{next(numbers)}.invalid"
+    async with anthropic.AsyncAnthropic(api_key="x", base_url=url, http_client=client, max_retries=0) as sdk:
+        assert await asked_limits(sdk, MODEL) == known_limits(MODEL)
 
 
 async def test_what_is_remembered_is_bounded(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

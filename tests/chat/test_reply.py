@@ -188,9 +188,20 @@ def test_a_reply_tells_of_itself() -> None:
     assert [call.id for call in reply.tool_calls] == ["t"]
     assert reply.refusal is None
     assert repr(reply) == "<Reply tool_use, 5 output tokens, 2 requests>"
-    cut = Reply(message=message(CALL, stop="max_tokens"), usage=Usage(), _cost=Decimal)
-    assert cut.truncated
-    assert cut.tool_calls == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "calls"),
+    [("tool_use", 1), ("end_turn", 1), ("something_new", 1), ("max_tokens", 0), ("refusal", 0), ("pause_turn", 0),
+     ("model_context_window_exceeded", 0)],
+)  # fmt: skip
+def test_calls_are_told_as_the_history_has_them(stop: str, calls: int) -> None:
+    """Whatever the stop reason is called; not where they were cut off, refused, or are not over."""
+    found = draft()
+    found.take(message(CALL, stop=stop))
+    reply = Reply(message=found.whole, usage=Usage(), _cost=Decimal)
+    assert (len(reply.tool_calls), len(found.calls)) == (calls, calls)
+    assert reply.truncated == (stop in {"max_tokens", "model_context_window_exceeded"})
 
 
 def test_a_refusal_has_its_details() -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from penstock import Conversation
+from penstock import Client, Conversation, InvalidHistory
 from penstock.chat.summary import _pieces
 from penstock.simulator import Simulator
 
@@ -47,6 +47,38 @@ async def test_the_cache_keeps_it_as_long_as_wanted(simulator: Simulator, ttl: A
         await Conversation(sdk, model=MODEL, system="You are terse.", cache_ttl=ttl).send("Hello")
     body: Any = simulator.journal[0].body
     assert body["system"][0].get("cache_control") == body["messages"][0]["content"][0].get("cache_control") == mark
+
+
+@pytest.mark.parametrize(("ttl", "marked"), [("1h", False), (None, True)])
+async def test_tools_have_no_marks_beside_those_of_the_conversation(
+    simulator: Simulator, ttl: Any, *, marked: bool
+) -> None:
+    """More than four marks, or a short one before a long one, would be refused; whoever marks all himself may."""
+    tools = [{"name": f"f{number}", "input_schema": {"type": "object"}, "cache_control": MARK} for number in range(4)]
+    async with simulator.client() as sdk:
+        chat = Conversation(sdk, model=MODEL, system=WORDS, tools=tools, cache_ttl=ttl)
+        await chat.send("Hello")
+        await Conversation.from_json(chat.to_json(), sdk).send("Hello")
+    assert all(("cache_control" in str((entry.body or {})["tools"])) is marked for entry in simulator.journal)
+    assert {entry.status for entry in simulator.journal} == {200}
+
+
+async def test_half_a_character_is_told_unless_a_guard_takes_it_out(simulator: Simulator) -> None:
+    """In a question; one in an answer can't spoil the conversation."""
+    sdk = simulator.client()
+    async with Client(sdk=sdk, log=False, sanitize=True) as claude:
+        assert (await Conversation(claude, model=MODEL).send("a\ud83db")).stop_reason == "end_turn"
+    async with simulator.client() as sdk:
+        chat = Conversation(sdk, model=MODEL)
+        with pytest.raises(InvalidHistory, match="half of a surrogate pair"):
+            await chat.send("a\ud83db")
+        with pytest.raises(InvalidHistory, match="half of a surrogate pair"):
+            async with chat.stream("a\ud83db"):
+                pass
+        simulator.reply([{"type": "text", "text": "half \ud83d é"}])
+        assert (await chat.send("Hello")).text == "half \ud83d é"
+        assert "half \ufffd é" in str(chat.messages)
+        await chat.send("Hello")
 
 
 async def test_most_of_a_session_is_read_from_the_cache(virtual_time: VirtualTime) -> None:

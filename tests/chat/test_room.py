@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import pytest
 
 from penstock import BudgetExceeded, ContextOverflow, Conversation
@@ -178,8 +179,10 @@ class TestSummary:
         assert "What they said, in short:]\n" in note
         assert max(inputs(simulator)) <= 3_000
 
-    async def test_a_summary_that_fails_fails_the_send(self, simulator: Simulator) -> None:
-        """Its error comes out; the history stays as it was, and what it costs is asked of the budget."""
+    async def test_a_summary_that_fails_is_put_off_while_there_is_room(
+        self, simulator: Simulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The conversation goes on as it is, and the log says so; without room, the error comes out."""
         async with simulator.client(max_retries=0) as sdk:
             chat = Conversation(
                 sdk, model=MODEL, window_tokens=2_000, max_tokens=300, overflow="summary", summary_max_tokens=300
@@ -188,11 +191,34 @@ class TestSummary:
                 await chat.send(WORDS)
             before = chat.messages
             simulator.inject("api_error")
-            with pytest.raises(Exception, match="Internal server error"):
-                await chat.send(WORDS)
+            await chat.send(WORDS)
+            assert (chat.messages[: len(before)], len(chat.messages)) == (before, len(before) + 2)
+            assert caplog.messages == ["no summary (InternalServerError): the conversation goes on untrimmed"]
+            before = chat.messages
+            simulator.inject("api_error")
+            with pytest.raises(anthropic.InternalServerError):
+                await chat.send(WORDS * 6)
             assert chat.messages == before
             await chat.send(WORDS)
             assert notes(chat)
+
+    async def test_a_summary_is_paid_for_once(self, simulator: Simulator) -> None:
+        """Though what is asked with it fails, again and again."""
+        async with simulator.client(max_retries=0) as sdk:
+            chat = Conversation(
+                sdk, model=MODEL, window_tokens=2_000, max_tokens=300, overflow="summary", summary_max_tokens=300
+            )
+            while chat.statistics().context_tokens < 1_450:
+                await chat.send(WORDS)
+            before = chat.messages
+            simulator.inject("overloaded", times=2, after=1)
+            for _ in range(2):
+                with pytest.raises(anthropic.APIStatusError):
+                    await chat.send(WORDS)
+                assert chat.messages == before
+            await chat.send(WORDS)
+            assert notes(chat)
+        assert [entry.model for entry in simulator.journal].count("claude-haiku-5-5") == 1
 
     @pytest.mark.parametrize("reply", [{"content": "No.", "stop_reason": "refusal"}, {"content": []}])
     async def test_a_summary_that_is_refused_leaves_a_plain_note(self, simulator: Simulator, reply: Any) -> None:

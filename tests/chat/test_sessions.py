@@ -4,6 +4,7 @@ from typing import Any
 
 import anthropic
 import anyio
+import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -34,6 +35,17 @@ def shape(messages: Any) -> list[Message]:
     ]
 
 
+class ByModel(httpx2.AsyncBaseTransport):
+    """Sends summaries elsewhere, so that they take no reply and no fault that is meant for the conversation."""
+
+    def __init__(self, main: Simulator, summaries: Simulator) -> None:
+        self.main, self.summaries = main.transport(), summaries.transport()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        of_summary = b'"claude-haiku-5-5"' in request.content
+        return await (self.summaries if of_summary else self.main).handle_async_request(request)
+
+
 class Sessions(RuleBasedStateMachine):
     """Conversations against a list of what was said, which knows nothing of requests, windows or tokens."""
 
@@ -43,7 +55,10 @@ class Sessions(RuleBasedStateMachine):
         super().__init__()
         self.runner = VirtualLoop()
         self.simulator = Simulator(thinking=True, tokens_per_s=100, output_tokens=60)
-        self.sdk = self.simulator.client(max_retries=0)
+        self.summaries = Simulator(output_tokens=60)
+        transport = ByModel(self.simulator, self.summaries)
+        client = anthropic.DefaultAsyncHttpxClient(transport=transport)
+        self.sdk = self.simulator.client(max_retries=0, http_client=client)
         self.said: dict[str, list[Message]] = {}
         self.number = 0
 
@@ -228,8 +243,9 @@ class Sessions(RuleBasedStateMachine):
 
     @invariant()
     def nothing_was_invalid(self) -> None:
-        assert all(entry.status != 400 for entry in self.simulator.journal)
-        assert self.simulator.in_flight == 0
+        for simulator in (self.simulator, self.summaries):
+            assert all(entry.status != 400 for entry in simulator.journal)
+            assert simulator.in_flight == 0
 
 
 Sessions.TestCase.settings = settings(

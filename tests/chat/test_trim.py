@@ -99,6 +99,13 @@ def test_thinking_goes_from_all_turns() -> None:
     assert found == (user("Q1"), answer("A1", pinned=True), user("Q2"), user("Q3"))
 
 
+def test_an_exchange_of_nothing_but_thinking_goes_altogether() -> None:
+    """As one that was brought along may be, after a system turn."""
+    rule = Turn(role="system", content=(text("Rule"),))
+    turns = (*exchange("1"), rule, answer(THOUGHT), user("Q2"))
+    assert words(trim(turns, cost=count, target=99).turns()) == ["Q1", "A1", "Rule", "Q2"]
+
+
 def test_older_images_become_words() -> None:
     """Those of the last exchange and of pinned ones stay; those in results of tools go too."""
     turns = (

@@ -88,6 +88,16 @@ def test_an_answer_is_sent_back_unmodified_less_what_says_nothing() -> None:
     )
 
 
+def test_half_a_character_is_replaced() -> None:
+    """Nothing could send it back; what is whole stays, wherever it stands."""
+    whole = {"a": ["é", 1, None, {"b": "\U0001f600"}]}
+    broken = {"a": ["\ud83d é", 1, None, {"b": "x\udc00"}]}
+    (kept,) = answer_blocks([ToolUseBlock(type="tool_use", id="t", name="f", input=dict(whole))])
+    (made,) = answer_blocks([ToolUseBlock(type="tool_use", id="t", name="f", input=dict(broken))])
+    assert kept["input"] == whole
+    assert made["input"] == {"a": ["\ufffd é", 1, None, {"b": "x\ufffd"}]}
+
+
 def test_something_new_begins_neither_with_results_nor_with_the_rest_of_an_answer() -> None:
     """Such turns belong to the exchange before them."""
     assert is_fresh(user(TEXT))

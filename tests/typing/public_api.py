@@ -24,6 +24,7 @@ from penstock import (
     Client,
     ClientClosed,
     ClientStatistics,
+    Conversation,
     Deny,
     FanOutResult,
     KeyNotFound,
@@ -33,10 +34,12 @@ from penstock import (
     PenstockError,
     QueueFull,
     Record,
+    Reply,
     RequestExceedsQuota,
     Retry,
     RetryOptions,
     Settings,
+    SystemPrompt,
     Tool,
     ToolCall,
     ToolError,
@@ -48,6 +51,7 @@ from penstock import (
 )
 from penstock.batch.fan_out import FanOut
 from penstock.core.events import CallEnded, Event
+from penstock.streaming import Stream
 from penstock.testing import Cancelled, cancel_at_every_await
 from penstock.tools import ToolFinished
 
@@ -196,6 +200,33 @@ async def with_tools(claude: Client) -> None:
                 assert_type(event.seconds, float)
     add("a", 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await claude.run_tools("x", tools=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+async def conversing(claude: Client) -> None:
+    """A conversation, its replies, and its system prompt."""
+    prompt = SystemPrompt.from_file("support.v3.md", hash="97dd3b60")
+    assert_type(prompt, SystemPrompt)
+    assert_type(prompt.version, str | None)
+    chat = claude.conversation(system=prompt, token_budget=50_000, tools=[get_weather, repr], overflow="summary")
+    assert_type(chat, Conversation)
+    reply = await chat.send("Weather?", pin=True, max_tokens=100, on_truncation="retry")
+    assert_type(reply, Reply)
+    assert_type(reply.text, str)
+    assert_type(reply.message, Message | BetaMessage)
+    assert_type(reply.refusal, anthropic.types.RefusalStopDetails | None)
+    assert_type(reply.usage.output_tokens, int)
+    assert_type(reply.cost_usd, Decimal)
+    asked = chat.stream([{"type": "text", "text": "And now?"}])
+    async with asked as answer:
+        assert_type(answer, Stream)
+    assert_type(asked.reply, Reply | None)
+    assert_type(chat.messages, list[anthropic.types.MessageParam])
+    assert_type(chat.fork(), Conversation)
+    assert_type(Conversation.from_json(chat.to_json(), claude, tools=[get_weather]), Conversation)
+    assert_type(chat.statistics().context_tokens, int)
+    Conversation(AsyncAnthropic(), model="m", messages=chat.messages, tools=[{"name": "f", "input_schema": {}}])
+    Conversation(AsyncAnthropic(), model="m", overflow="forget")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await chat.send("x", on_truncation="again")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def alone() -> AsyncAnthropic:

@@ -7,22 +7,20 @@ old one in a single assignment, after the last thing that can fail.
 from __future__ import annotations
 
 import copy
-import uuid
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
+from penstock.chat import saved
 from penstock.chat.history import open_calls, turns_of
-from penstock.chat.limits import takes_system_turns
+from penstock.chat.limits import check_system_turns
 from penstock.chat.options import SUMMARY_PROMPT, ConversationOptions
-from penstock.chat.parts import Parts, checked_params, sdk_of
+from penstock.chat.parts import Parts, checked_id, sdk_of
 from penstock.chat.streamed import ConversationStream
 from penstock.chat.system_prompt import SystemPrompt, as_system_prompt, same_prompt
 from penstock.chat.talk import ConversationStatistics, Question, Talk
-from penstock.chat.turn import Turn, plain
-from penstock.errors import InvalidHistory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from decimal import Decimal
 
     from anthropic.types import MessageParam
 
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from penstock.chat.parts import AnyClient
     from penstock.chat.reply import Reply
     from penstock.core.usage import Usage
+    from penstock.tools.registry import AnyTool
 
 __all__ = ["Conversation"]
 
@@ -44,7 +43,9 @@ class Conversation:
         max_tokens: What an answer may take, 1 or more; each `send` may say otherwise.
         system: The system prompt. It never changes.
         messages: A history to begin with, as the SDK takes it.
-        tools: As the SDK takes them. A reply with `tool_calls` is answered by `send([…tool_result blocks…])`.
+        tools: Functions, as `run_tools` takes them: `send` runs what the model calls. Or entries as the SDK takes them:
+            then a reply with `tool_calls` is answered by `send([…tool_result blocks…])`.
+        max_iterations: With functions: replies of the model for one `send`, 1 or more.
         token_budget: Tokens that the whole session may use, 1,000 or more: of every request, input (also what the cache
             had) and output. `None` for no bound.
         cost_budget_usd: The same in USD, above 0.
@@ -60,12 +61,14 @@ class Conversation:
         summary_max_tokens: What a summary may take, 100 or more, thinking included.
         cache_ttl: How long the prompt cache keeps what was sent: `"5m"` or `"1h"`; `None` marks nothing for it.
         id: The session's id, with which requests are labelled (`session`) unless the caller does; random by default.
-        **params: More parameters of `messages.create`, for every request: `thinking`, `output_config`, ….
+        **params: More parameters of `messages.create`, for every request: `thinking`, `output_config`, …; with
+            functions also `approve`, and fields of `penstock.tools.ToolOptions`: `tool_timeout_s`, `max_tool_calls`, ….
 
     Raises:
         InvalidHistory: The `messages` are not what the API takes.
         pydantic.ValidationError: An option is out of its range; it is also a `ValueError`.
-        TypeError: The `client` is none, or one of `params` is the conversation's own matter.
+        TypeError: The `client` is none, a tool can't be used, or one of `params` doesn't exist or isn't the caller's.
+        ValueError: Two tools have the same name, or the system prompt is empty.
 
     Example:
         >>> import anthropic
@@ -87,7 +90,8 @@ class Conversation:
         max_tokens: int = 8192,
         system: str | SystemPrompt | None = None,
         messages: Iterable[MessageParam] = (),
-        tools: Iterable[Mapping[str, Any]] = (),
+        tools: Iterable[AnyTool] = (),
+        max_iterations: int = 5,
         token_budget: int | None = None,
         cost_budget_usd: Decimal | float | None = None,
         on_truncation: OnTruncation = "return",
@@ -106,7 +110,7 @@ class Conversation:
             model=model,
             max_tokens=max_tokens,
             token_budget=token_budget,
-            cost_budget_usd=None if cost_budget_usd is None else Decimal(str(cost_budget_usd)),
+            cost_budget_usd=cast("Decimal | None", cost_budget_usd),
             on_truncation=on_truncation,
             overflow=overflow,
             trim_at=trim_at,
@@ -119,14 +123,14 @@ class Conversation:
         )
         turns = turns_of(messages)
         if any(turn.role == "system" for turn in turns):
-            _check_system_turns(model)
-        parts = Parts(
-            sdk=sdk_of(client),
-            options=options,
-            id=id or uuid.uuid4().hex,
+            check_system_turns(model)
+        parts = Parts.of(
+            sdk_of(client),
+            options,
+            id=checked_id(id),
             system=as_system_prompt(system),
-            tools=[plain(tool, f"tools.{index}") for index, tool in enumerate(tools)],
-            params=checked_params(params),
+            tools=tools,
+            params={"max_iterations": max_iterations, **params},
         )
         self._take(parts, parts.talk(turns))
 
@@ -224,10 +228,11 @@ class Conversation:
             ContextOverflow: It does not fit into the window. Nothing was sent.
             InvalidHistory: The API would not take it: it is empty, or tool calls are left without results.
             StreamInterrupted: The answer broke off, twice.
-            RuntimeError: This task is still inside a `stream` of the same conversation.
-            anthropic.APIError: The request failed.
+            ToolLoopLimit: A bound on functions is reached; its `transcript` can be gone on from.
+            RuntimeError: This task is still inside a `stream` of the same conversation, or a tool that it runs.
+            anthropic.APIError: The request failed; `APITimeoutError` also where a `deadline` has passed.
         """
-        question = self._question(content, images, documents, pin=pin, max_tokens=max_tokens)
+        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
         chosen = on_truncation or self._parts.options.on_truncation
         if chosen not in ("return", "continue", "retry"):
             raise ValueError(f"on_truncation must be 'return', 'continue' or 'retry', not {chosen!r}")
@@ -254,22 +259,18 @@ class Conversation:
             documents: As for `send`.
             pin: As for `send`.
             max_tokens: As for `send`.
-        """
-        return ConversationStream(
-            self._talk, self._question(content, images, documents, pin=pin, max_tokens=max_tokens)
-        )
 
-    def _question(
-        self,
-        content: Content,
-        images: Iterable[object],
-        documents: Iterable[object],
-        *,
-        pin: bool,
-        max_tokens: int | None,
-    ) -> Question:
+        Raises:
+            TypeError: Its tools are functions, which only `send` runs.
+        """
+        if self._parts.functions is not None:
+            raise TypeError("stream can't run tools that are functions: use send, or a tool_loop, which streams")
+        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
+        return ConversationStream(self._talk, question)
+
+    def _question(self, content: Content, *, max_tokens: int | None, **given: Any) -> Question:
         chosen = self._parts.options.max_tokens if max_tokens is None else max_tokens
-        return Question(content, images, documents, pin=pin, max_tokens=chosen)
+        return Question.of(content, max_tokens=chosen, **given)
 
     def add_system_turn(self, text: str) -> None:
         """Tell the model something as the operator, from here on; the system prompt stays as it is.
@@ -279,15 +280,10 @@ class Conversation:
             InvalidHistory: Tool calls wait for their results, or nothing has been said yet.
             RuntimeError: Somebody is asking now.
         """
-        _check_system_turns(self.model)
+        check_system_turns(self.model)
         if not text.strip():
             raise ValueError("a system turn must be a text that is not empty")
-        if self._talk.turnstile.busy:
-            raise RuntimeError("an answer is under way; add a system turn when it is there")
-        turns = self._talk.turns
-        if not turns or turns[-1].paused or open_calls(turns):
-            raise InvalidHistory(f"turns.{len(turns)}", "a system turn can only follow an answer that is done")
-        self._talk.turns = (*turns, Turn(role="system", content=({"type": "text", "text": text},)))
+        self._talk.add_system_turn(text)
 
     # Copies
 
@@ -298,18 +294,24 @@ class Conversation:
             id: Of the new one; random by default.
         """
         fork = type(self).__new__(type(self))
-        return fork._take(*self._parts.fork(self._talk, id or uuid.uuid4().hex))  # noqa: SLF001 - of its own class
+        return fork._take(*self._parts.fork(self._talk, checked_id(id)))  # noqa: SLF001 - of its own class
 
     def to_json(self) -> str:
         """Return it as text, history, options and what was spent; the same text for the same conversation.
 
-        Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) are not in it.
+        Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) and functions are not in it.
         """
-        return self._parts.save(self._talk)
+        return saved.write(self._parts, self._talk)
 
     @classmethod
     def from_json(
-        cls, text: str | bytes, client: AnyClient, *, system: str | SystemPrompt | None = None, **params: Any
+        cls,
+        text: str | bytes,
+        client: AnyClient,
+        *,
+        system: str | SystemPrompt | None = None,
+        tools: Iterable[AnyTool] | None = None,
+        **params: Any,
     ) -> Self:
         """Return a conversation that was saved.
 
@@ -317,19 +319,15 @@ class Conversation:
             text: What `to_json` gave.
             client: As for a new one.
             system: The system prompt that it should have, to be sure that it does.
-            **params: Those that are not saved: `extra_headers`, `mcp_servers`, ….
+            tools: Its tools, if they were functions.
+            **params: Those that are not saved: `extra_headers`, `mcp_servers`, …; with functions also `approve`.
 
         Raises:
-            InvalidHistory: It is damaged, or something else.
+            InvalidHistory: It is damaged, or something else, or had other tools than those given, if any.
             SystemPromptChanged: It has another system prompt.
             TypeError: One of `params` is saved.
         """
-        parts, talk = Parts.load(text, sdk_of(client), params)
+        parts, talk = saved.read(text, sdk_of(client), tools=tools, params=params)
         if system is not None:
             same_prompt(parts.system, as_system_prompt(system))
         return cls.__new__(cls)._take(parts, talk)  # noqa: SLF001 - of its own class
-
-
-def _check_system_turns(model: str) -> None:
-    if not takes_system_turns(model):
-        raise ValueError(f"{model!r} takes no system turns; begin a new conversation with another system prompt")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
+from anthropic.types.beta import BetaMessage
 from pydantic import BaseModel
 
 from penstock.chat.turn import Block, Role, Turn, ids_of, plain_block
@@ -18,10 +19,14 @@ from penstock.errors import InvalidHistory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Content", "check_pairs", "open_calls", "turns_of", "user_turn"]
+__all__ = ["Content", "check_pairs", "open_calls", "turns_of", "user_blocks"]
 
 Content: TypeAlias = "str | Mapping[str, Any] | BaseModel | Iterable[Mapping[str, Any] | BaseModel]"
 
+# No request takes more.
+_MOST_MESSAGES: Final = 100_000
+# What an answer of the SDK's that was stored whole has besides; it is left out.
+_OF_ANSWERS: Final = frozenset(BetaMessage.model_fields)
 _ROLES: Final = {
     "system": "a conversation can't begin with role 'system': give the system prompt as `system=`",
     "developer": "role 'developer' is not Claude's: give the system prompt as `system=`",
@@ -69,7 +74,10 @@ def turns_of(messages: Iterable[object], place: str = "messages") -> tuple[Turn,
     given = cast("object", messages)
     if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
         raise InvalidHistory(place, f"must be a list of messages, not {type(messages).__name__}")
-    turns = tuple(_turn(message, f"{place}.{index}") for index, message in enumerate(messages))
+    listed = list(cast("Iterable[object]", given))
+    if len(listed) > _MOST_MESSAGES:
+        raise InvalidHistory(place, f"are more than {_MOST_MESSAGES:,}, which no request can hold")
+    turns = tuple(_turn(message, f"{place}.{index}") for index, message in enumerate(listed))
     if turns and turns[0].role != "user":
         hint = _ROLES["system"] if turns[0].role == "system" else "the first message must be the user's"
         raise InvalidHistory(f"{place}.0", hint)
@@ -77,21 +85,17 @@ def turns_of(messages: Iterable[object], place: str = "messages") -> tuple[Turn,
     return turns
 
 
-def user_turn(
-    content: Content, *, images: Iterable[object], documents: Iterable[object], place: str, pinned: bool = False
-) -> Turn:
-    """Return the user's next turn: results of tools first, then documents and images, then the rest.
+def user_blocks(content: Content, *, images: Iterable[object], documents: Iterable[object]) -> tuple[Block, ...]:
+    """Return what the user says next: results of tools first, then documents and images, then the rest.
 
     Raises:
         InvalidHistory: The API would not take it.
     """
-    given = _blocks(content, "user", f"{place}.content")
-    media = [*_media(documents, "document", place), *_media(images, "image", place)]
+    given = _blocks(content, "user", "content")
+    media = [*_media(documents, "document"), *_media(images, "image")]
     results = [block for block in given if block["type"] == "tool_result"]
     others = [block for block in given if block["type"] != "tool_result"]
-    if not (given or media):
-        raise InvalidHistory(f"{place}.content", "is empty")
-    return Turn(role="user", content=(*results, *media, *others), pinned=pinned)
+    return (*results, *media, *others)
 
 
 def open_calls(turns: Sequence[Turn]) -> tuple[str, ...]:
@@ -129,16 +133,17 @@ def _runs(turns: Sequence[Turn]) -> Iterator[tuple[Role, list[tuple[int, Turn]]]
 
 def _check_answers(calls: Sequence[str], blocks: Sequence[Block], at: str) -> None:
     leading = next((index for index, block in enumerate(blocks) if block["type"] != "tool_result"), len(blocks))
-    missing = [call for call in calls if call not in ids_of(blocks[:leading], "tool_result")]
+    answered = set(ids_of(blocks[:leading], "tool_result"))
+    missing = [call for call in calls if call not in answered]
     if missing:
         raise InvalidHistory(
             at,
             f"the tool calls {', '.join(missing)} are not answered: each needs a tool_result in the next user message, "
             "all in one, before any other block",
         )
-    results = ids_of(blocks, "tool_result")
+    results, called = ids_of(blocks, "tool_result"), set(calls)
     for result in results:
-        if result not in calls:
+        if result not in called:
             raise InvalidHistory(at, f"has a tool_result for {result}, which is no tool call of the message before")
     if len(set(results)) < len(results):
         raise InvalidHistory(at, "answers a tool call twice")
@@ -154,7 +159,7 @@ def _turn(message: object, at: str) -> Turn:
     fields = cast("Mapping[object, object]", message)
     role = _role(fields.get("role"), at)
     for name in fields:
-        if name not in ("role", "content"):
+        if name not in _OF_ANSWERS:
             raise InvalidHistory(at, f"has the field {_FIELDS.get(str(name), repr(str(name)[:40]))}")
     return Turn(role=role, content=_turn_blocks(fields.get("content"), role, at))
 
@@ -193,8 +198,8 @@ def _blocks(content: Content, role: Role, at: str) -> list[Block]:
     return blocks
 
 
-def _media(given: Iterable[object], kind: str, place: str) -> list[Block]:
-    at = f"{place}.{kind}s"
+def _media(given: Iterable[object], kind: str) -> list[Block]:
+    at = f"{kind}s"
     if isinstance(given, Mapping | str | bytes) or not isinstance(cast("object", given), Iterable):
         raise InvalidHistory(at, f"must be a list of {kind} blocks; `penstock.{kind}` makes them")
     blocks = [plain_block(block, f"{at}.{index}") for index, block in enumerate(given)]

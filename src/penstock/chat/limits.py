@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anthropic
 import anyio
@@ -17,9 +17,8 @@ from penstock.core.kind import model_version
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
-    from anthropic.types import ModelInfo
 
-__all__ = ["SMALLEST_WINDOW", "ModelLimits", "asked_limits", "known_limits", "takes_system_turns"]
+__all__ = ["SMALLEST_WINDOW", "ModelLimits", "asked_limits", "check_system_turns", "known_limits", "takes_system_turns"]
 
 SMALLEST_WINDOW: Final = 200_000
 _ASK_WITHIN_S: Final = 5.0
@@ -87,19 +86,36 @@ async def _ask(sdk: AsyncAnthropic, model: str) -> tuple[ModelLimits, bool]:
             return _limits_in(await models.retrieve(model), table), True
     except anthropic.APIStatusError as error:
         return table, 400 <= error.status_code < 500 and error.status_code not in (408, 409, 429)
-    except anthropic.AnthropicError:
+    except (anthropic.AnthropicError, ValueError):
+        # What stands between may answer what is no JSON.
         return table, False
     return table, False
 
 
-def _limits_in(info: ModelInfo, table: ModelLimits) -> ModelLimits:
-    managed = getattr(info.capabilities, "context_management", None)
+def _limits_in(info: object, table: ModelLimits) -> ModelLimits:
+    """What stands between may also answer a page, or JSON of its own."""
+    managed: Any = getattr(getattr(info, "capabilities", None), "context_management", None)
     compaction = getattr(managed, "compact_20260112", None)
     return ModelLimits(
-        window_tokens=info.max_input_tokens or table.window_tokens,
-        max_output_tokens=info.max_tokens or table.max_output_tokens,
+        window_tokens=_count(info, "max_input_tokens", table.window_tokens),
+        max_output_tokens=_count(info, "max_tokens", table.max_output_tokens),
         compacts=table.compacts if managed is None else bool(getattr(compaction, "supported", False)),
     )
+
+
+def _count(info: object, name: str, otherwise: int) -> int:
+    found: object = getattr(info, name, None)
+    return found if isinstance(found, int) and found > 0 else otherwise
+
+
+def check_system_turns(model: str) -> None:
+    """Check that a model takes them.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if not takes_system_turns(model):
+        raise ValueError(f"{model!r} takes no system turns; begin a new conversation with another system prompt")
 
 
 def takes_system_turns(model: str) -> bool:

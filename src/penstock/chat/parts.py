@@ -1,45 +1,60 @@
-"""What a conversation is made of, and how it becomes text and comes back.
+"""What a conversation is made of.
 
-The rule here: all that never changes stands in one frozen object, from which the working parts are made anew: for a new
-conversation, for a fork, for one that was saved.
+The rule here: all that never changes stands in one frozen object, checked and copied, from which the working parts are
+made anew: for a new conversation, for a fork, for one that was saved.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import copy
+import functools
+import inspect
+import uuid
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
-from penstock.chat import saved
+import anthropic
+from anthropic.resources import AsyncMessages
+from anthropic.resources.beta import AsyncMessages as AsyncBetaMessages
+
+from penstock.chat.functions import OF_LOOP, offered
 from penstock.chat.gauge import Gauge
 from penstock.chat.requester import Requester
 from penstock.chat.room import Room
 from penstock.chat.spending import Spending
 from penstock.chat.talk import Talk
 from penstock.chat.turn import plain
-from penstock.core.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anthropic import AsyncAnthropic
 
+    from penstock.chat.functions import Functions
     from penstock.chat.options import ConversationOptions
     from penstock.chat.system_prompt import SystemPrompt
     from penstock.chat.turn import Block, Turn
+    from penstock.tools.registry import AnyTool
 
-__all__ = ["AnyClient", "HasSDK", "Parts", "checked_params", "sdk_of"]
+__all__ = ["NOT_SAVED", "AnyClient", "HasSDK", "Parts", "checked_id", "sdk_of"]
+
+NOT_SAVED: Final = frozenset({"extra_body", "extra_headers", "extra_query", "mcp_servers", "timeout"})
+"""What may hold credentials, or belongs to a connection, is not saved; it is given again."""
 
 # What the conversation itself decides.
-_OWN: Final = frozenset({"background", "cache_control", "messages", "on_abandon", "output_format", "stream"})
-# What may hold credentials, or belongs to a connection, is not saved; it is given again.
-_NOT_SAVED: Final = frozenset({"extra_body", "extra_headers", "extra_query", "mcp_servers", "timeout"})
+_OWN: Final = frozenset({
+    "background", "cache_control", "max_tokens", "messages", "model", "on_abandon", "output_format", "stream", "system",
+    "tools",
+})  # fmt: skip
+_OF_STREAM: Final = frozenset({"stream_idle_timeout_s"})
 
 
 class HasSDK(Protocol):
     """A `Client`, or anything else with an SDK client."""
 
+    # To type checkers, the client's cached property is not what it gives.
     @property
-    def sdk(self) -> AsyncAnthropic:
+    def sdk(self) -> Any:
         """The SDK client."""
         ...
 
@@ -57,6 +72,7 @@ class Parts:
         id: Its id.
         system: Its system prompt.
         tools: Its tools, as the SDK takes them.
+        functions: Run them; `None` if the caller does.
         params: More parameters of each request.
     """
 
@@ -65,7 +81,47 @@ class Parts:
     id: str
     system: SystemPrompt | None
     tools: Sequence[Block] = field(repr=False)
+    functions: Functions | None
     params: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        sdk: AsyncAnthropic,
+        options: ConversationOptions,
+        *,
+        id: str,  # noqa: A002 - the name of the attribute
+        system: SystemPrompt | None,
+        tools: Iterable[AnyTool],
+        params: Mapping[str, Any],
+    ) -> Parts:
+        """Return what a caller gives, checked.
+
+        Args:
+            sdk: See above.
+            options: See above.
+            id: See above.
+            system: See above.
+            tools: Functions, or entries as the SDK takes them.
+            params: More parameters of each request, and how far functions may go.
+
+        Raises:
+            TypeError: There is no such parameter, or the conversation itself decides about it; or a bad tool.
+            ValueError: Two tools have the same name, or a bound is out of its range.
+            InvalidHistory: Something holds what can't be saved.
+        """
+        told = {name: params[name] for name in OF_LOOP & params.keys()}
+        entries, functions = offered(tools, told, keep_marks=options.cache_ttl is None)
+        # It has a default, so it is there also where nothing needs it.
+        taken = {"max_iterations"} if functions is None else OF_LOOP
+        checked = _checked({name: value for name, value in params.items() if name not in taken})
+        return cls(sdk=sdk, options=options, id=id, system=system, tools=entries, functions=functions, params=checked)
+
+    def __post_init__(self) -> None:
+        choice: object = self.params.get("tool_choice")
+        forced = isinstance(choice, dict) and cast("Block", choice).get("type") in {"any", "tool"}
+        if forced and self.functions is not None:
+            raise TypeError("a forced tool_choice would force a call in every reply: it can't be given with functions")
 
     def talk(self, turns: tuple[Turn, ...], spending: Spending | None = None) -> Talk:
         """Return what works with them."""
@@ -82,7 +138,7 @@ class Parts:
             spending=spending,
         )
         gauge = Gauge(options.model, requester.fixed, has_tools=bool(self.tools))
-        return Talk(turns, requester, Room(self.sdk, options), gauge)
+        return Talk(turns, requester, Room(self.sdk, options), gauge, self.functions)
 
     def fork(self, talk: Talk, id: str) -> tuple[Parts, Talk]:  # noqa: A002 - the name of the attribute
         """Return the same under another id, and what goes on by itself from where `talk` is."""
@@ -91,74 +147,46 @@ class Parts:
         forked.gauge = talk.gauge.copy()
         return parts, forked
 
-    def save(self, talk: Talk) -> str:
-        """Return the conversation as text."""
-        spending, gauge, system = talk.requester.spending, talk.gauge, self.system
-        return saved.write(
-            {
-                "id": self.id,
-                "options": self.options.model_dump(mode="json"),
-                "params": {name: value for name, value in self.params.items() if name not in _NOT_SAVED},
-                "tools": list(self.tools),
-                "system": system and {"text": system.text, "name": system.name, "version": system.version},
-                "spent": {
-                    "usage": {each.name: getattr(spending.usage, each.name) for each in fields(Usage)},
-                    "requests": spending.requests,
-                    "cost_usd": str(spending.priced_usd),
-                    "unpriced": spending.unpriced,
-                },
-                "window": {"tokens": gauge.tokens, "turns": gauge.turns, "per_token": gauge.per_token},
-            },
-            talk.turns,
-        )
-
-    @classmethod
-    def load(cls, text: str | bytes, sdk: AsyncAnthropic, params: Mapping[str, Any]) -> tuple[Parts, Talk]:
-        """Return what was saved.
-
-        Raises:
-            InvalidHistory: It is damaged, or something else.
-            TypeError: One of `params` is saved.
-        """
-        if not params.keys() <= _NOT_SAVED:
-            raise TypeError(f"only {', '.join(sorted(_NOT_SAVED))} can be given again, not {', '.join(sorted(params))}")
-        given = saved.read(text)
-        parts = cls(
-            sdk=sdk,
-            options=given.options,
-            id=given.id,
-            system=given.system_prompt,
-            tools=given.tools,
-            params={**checked_params(given.params), **params},
-        )
-        talk, spent, window = parts.talk(given.history()), given.spent, given.window
-        talk.requester.spending.restore(given.usage, spent.requests, spent.cost_usd, spent.unpriced)
-        talk.gauge.per_token = window.per_token
-        if window.turns <= len(given.turns):
-            talk.gauge.tokens, talk.gauge.turns = window.tokens, window.turns
-        return parts, talk
-
 
 def sdk_of(client: AnyClient) -> AsyncAnthropic:
     """Return the SDK client of what a caller gives as his client.
 
     Raises:
-        TypeError: It has none, and is none.
+        TypeError: It has none, and is none; or it is a synchronous one.
     """
-    sdk = getattr(client, "sdk", client)
-    if not hasattr(sdk, "messages"):
-        raise TypeError(f"a conversation needs a Client or an AsyncAnthropic, not {type(client).__name__}")
+    sdk = cast("object", getattr(client, "sdk", client))
+    if not hasattr(sdk, "messages") or isinstance(sdk, anthropic.Anthropic):
+        raise TypeError(f"a conversation needs a Client or an AsyncAnthropic, not {type(sdk).__name__}")
     return cast("AsyncAnthropic", sdk)
 
 
-def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the parameters that a caller gives for every request.
+def checked_id(given: object) -> str:
+    """Return the id that a caller gives; a random one for none.
 
     Raises:
-        TypeError: The conversation itself decides about one of them.
-        InvalidHistory: One holds what can't be saved.
+        TypeError: It is no text, or an empty one.
     """
-    own = sorted(_OWN & params.keys())
-    if own:
+    if given is None:
+        return uuid.uuid4().hex
+    if not isinstance(given, str) or not given:
+        raise TypeError("the id of a conversation must be a text that is not empty")
+    return given
+
+
+def _checked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the parameters that a caller gives for every request."""
+    if own := sorted(_OWN & params.keys()):
         raise TypeError(f"{', '.join(own)} can't be given: the conversation itself decides about it")
-    return {name: value if name in _NOT_SAVED else plain(value, f"params.{name}") for name, value in params.items()}
+    if unknown := sorted(params.keys() - _known()):
+        raise TypeError(f"{', '.join(unknown)}: neither an option of a conversation nor a parameter of messages.create")
+    return {
+        name: copy.deepcopy(value) if name in NOT_SAVED else plain(value, f"params.{name}")
+        for name, value in params.items()
+    }
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """What the SDK takes for each request."""
+    creates = (AsyncMessages.create, AsyncBetaMessages.create)
+    return frozenset(name for create in creates for name in inspect.signature(create).parameters) | _OF_STREAM

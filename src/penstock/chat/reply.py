@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anthropic.types import RefusalStopDetails, ToolUseBlock
 from anthropic.types.beta import BetaToolUseBlock
 
+from penstock.chat.history import open_calls
 from penstock.chat.turn import CONTINUE, Turn, answer_blocks
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["TRUNCATED", "Draft", "Reply"]
 
 TRUNCATED: Final = frozenset({"max_tokens", "model_context_window_exceeded"})
+# What an answer calls that ended so is not to be answered: it is cut off, or goes on by itself.
+_NOT_TO_ANSWER: Final = TRUNCATED | {"refusal", "pause_turn"}
 _THINKING: Final = frozenset({"thinking", "redacted_thinking"})
 _MOST_PAUSES: Final = 10
 _MOST_RETRIES: Final = 3
@@ -82,7 +85,7 @@ class Reply:
     @property
     def tool_calls(self) -> list[ToolUseBlock | BetaToolUseBlock]:
         """The tool calls to be answered by the next `send`."""
-        if self.stop_reason != "tool_use":
+        if self.stop_reason in _NOT_TO_ANSWER:
             return []
         return [block for block in self.message.content if isinstance(block, ToolUseBlock | BetaToolUseBlock)]
 
@@ -113,10 +116,11 @@ class Draft:
         at_least: A budget that has less than that left stops it; 0 for no such bound.
         outcome: The history as it is if nothing more is asked; `None` if it stays as it was.
         message: The reply as it is then.
+        pinned: Whether the answer is kept whatever is trimmed.
     """
 
     __slots__ = (
-        "_content", "_counts", "_mode", "_most", "_pinned", "answer", "at_least", "max_tokens", "message", "outcome",
+        "_content", "_counts", "_mode", "_most", "answer", "at_least", "max_tokens", "message", "outcome", "pinned",
         "sent", "turns",
     )  # fmt: skip
 
@@ -131,12 +135,23 @@ class Draft:
         self.message: Message | BetaMessage | None = None
         self._mode: OnTruncation = on_truncation
         self._most = most_tokens
-        self._pinned = pinned
+        self.pinned = pinned
         self._content: list[object] = []
         self._counts = {"pauses": 0, "retries": 0, "parts": 0}
 
     def __repr__(self) -> str:
         return f"<Draft of {len(self.turns)} turns, {self._counts}>"
+
+    @property
+    def whole(self) -> Message | BetaMessage:
+        """The reply, which has come."""
+        assert self.message is not None  # noqa: S101 - nobody asks before
+        return self.message
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The ids of the tool calls that must be answered before it goes on."""
+        return () if self.whole.stop_reason in _NOT_TO_ANSWER else open_calls(self.outcome or ())
 
     def take(self, message: Message | BetaMessage) -> bool:
         """Take an answer, and return whether to ask again."""
@@ -170,7 +185,7 @@ class Draft:
         if self._mode == "continue" and whole:
             if not self._may("parts", _MOST_PARTS):
                 return False
-            self.turns = (*self._with(usable), replace(CONTINUE, pinned=self._pinned))
+            self.turns = (*self._with(usable), replace(CONTINUE, pinned=self.pinned))
             self._content = content
             return True
         if self.max_tokens >= self._most or not self._may("retries", _MOST_RETRIES):
@@ -192,7 +207,7 @@ class Draft:
         if self._resumes:
             last = self.turns[-1]
             return (*self.turns[:-1], replace(last, content=(*last.content, *blocks), paused=paused))
-        return (*self.turns, Turn(role="assistant", content=blocks, pinned=self._pinned, paused=paused))
+        return (*self.turns, Turn(role="assistant", content=blocks, pinned=self.pinned, paused=paused))
 
 
 def _is_open(block: Block, blocks: tuple[Block, ...]) -> bool:

@@ -15,7 +15,7 @@ from penstock.admission.estimate import size_of
 from penstock.chat.spending import WORTH_TOKENS, Spending
 from penstock.core.context import current_labels, labels
 from penstock.core.usage import NOTHING
-from penstock.errors import StreamInterrupted
+from penstock.errors import InvalidHistory, StreamInterrupted
 from penstock.streaming.opening import StreamManager, stream
 
 if TYPE_CHECKING:
@@ -169,12 +169,21 @@ class Requester:
 
     @contextlib.contextmanager
     def labelled(self) -> Generator[None]:
-        """Label what is asked inside with the session, unless the caller has, and with the system prompt."""
+        """Label what is asked inside with the session, unless the caller has, and with the system prompt.
+
+        Raises:
+            InvalidHistory: There are characters that can't be sent.
+        """
         given: dict[str, Any] = {} if self._system is None else dict(self._system.labels)
         if "session" not in current_labels():
             given["session"] = self._session
-        with labels(**given):
-            yield
+        try:
+            with labels(**given):
+                yield
+        except UnicodeEncodeError:
+            # Not told before, because a guard may take them out.
+            half = "has half of a surrogate pair, which can't be sent; the guard Sanitize takes them out"
+            raise InvalidHistory("content", half) from None
 
     def count(self, opened: Stream, model: str | None = None) -> Message | BetaMessage | Exception | None:
         """Count what a stream has used so far: for one that did not come to its end, an estimate.

@@ -6,7 +6,10 @@ prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is tou
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
+
+import anthropic
 
 from penstock.chat.limits import asked_limits, known_limits
 from penstock.chat.summary import summarize
@@ -33,6 +36,7 @@ _NOTE_TOKENS: Final = 50
 _WORTH: Final = 0.8
 _COMPACTION: Final = "compact-2026-01-12"
 _LEAST_TRIGGER: Final = 50_000
+_logger: Final = logging.getLogger("penstock")
 
 
 class Room:
@@ -46,12 +50,14 @@ class Room:
         limits: Of its model, as far as known.
     """
 
-    __slots__ = ("_asked", "_options", "_sdk", "limits")
+    __slots__ = ("_asked", "_options", "_sdk", "_summarized", "limits")
 
     def __init__(self, sdk: AsyncAnthropic, options: ConversationOptions) -> None:
         self._sdk = sdk
         self._options = options
         self._asked = False
+        # The last summary, and of what: if what is asked with it fails, it is not paid for again.
+        self._summarized: tuple[tuple[Turn, ...], str] = ((), "")
         self.limits = known_limits(options.model)
 
     def __repr__(self) -> str:
@@ -102,10 +108,22 @@ class Room:
         if gauge.of(shorter) > _WORTH * gauge.of(turns) and not self.overflows(turns, gauge):
             # Nearly everything is pinned: to change it, at every turn, would only lose the cache.
             return turns
-        gauge.forget()
         if summarizes and found.left_out:
-            return found.turns(await summarize(requester, options, found.left_out))
+            try:
+                shorter = found.turns(await self._summary(found.left_out, requester))
+            except anthropic.AnthropicError as error:
+                if self.overflows(turns, gauge):
+                    raise
+                # There is room left. The next question tries again.
+                _logger.warning("no summary (%s): the conversation goes on untrimmed", type(error).__name__)
+                return turns
+        gauge.forget()
         return shorter
+
+    async def _summary(self, turns: tuple[Turn, ...], requester: Requester) -> str:
+        if self._summarized[0] != turns:
+            self._summarized = (turns, await summarize(requester, self._options, turns))
+        return self._summarized[1]
 
     async def _learn(self, measured: int) -> None:
         options = self._options

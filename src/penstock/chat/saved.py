@@ -7,23 +7,33 @@ is wrong with it is told with its place.
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from penstock.chat.functions import offered
 from penstock.chat.history import turns_of
 from penstock.chat.options import ConversationOptions
+from penstock.chat.parts import NOT_SAVED, Parts
 from penstock.chat.system_prompt import SystemPrompt
 from penstock.chat.turn import Turn
 from penstock.core.usage import Usage
 from penstock.errors import InvalidHistory
+from penstock.tools.state import ToolOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Saved", "read", "write"]
+    from anthropic import AsyncAnthropic
+
+    from penstock.chat.talk import Talk
+    from penstock.tools.registry import AnyTool
+
+__all__ = ["read", "write"]
 
 VERSION: Final = 1
 _KEY: Final = "penstock_conversation"
@@ -38,7 +48,7 @@ class _Part(BaseModel):
 
 
 class _System(_Part):
-    text: str = Field(min_length=1)
+    text: str = Field(pattern=r"\S")
     name: str | None = None
     version: str | None = None
 
@@ -76,35 +86,19 @@ class _Flags(_Part):
     left_out: _Count = 0
 
 
-class Saved(_Part):
-    """What a saved conversation says of itself, apart from its turns."""
-
+class _Saved(_Part):
     penstock_conversation: Literal[1]
     id: str = Field(min_length=1)
     options: ConversationOptions
     params: dict[str, Any] = {}
     tools: list[dict[str, Any]] = []
+    tool_options: ToolOptions | None = None
     system: _System | None = None
     turns: list[dict[str, Any]] = []
     spent: _Spent = _Spent()
     window: _Window = _Window()
 
-    @property
-    def system_prompt(self) -> SystemPrompt | None:
-        """Its system prompt."""
-        return None if self.system is None else SystemPrompt(**dict(self.system))
-
-    @property
-    def usage(self) -> Usage:
-        """What it has used."""
-        return Usage(**dict(self.spent.usage))
-
     def history(self) -> tuple[Turn, ...]:
-        """Return its turns.
-
-        Raises:
-            InvalidHistory: The API would not take them.
-        """
         flags: list[_Flags] = []
         for index, turn in enumerate(self.turns):
             given = {name: turn[name] for name in _FLAGS if name in turn}
@@ -116,10 +110,27 @@ class Saved(_Part):
         )
 
 
-def write(fields: Mapping[str, object], turns: Sequence[Turn]) -> str:
+def write(parts: Parts, talk: Talk) -> str:
     """Return a conversation as text, always the same for the same."""
-    saved = {_KEY: VERSION, **fields, "turns": [_turn(turn) for turn in turns]}
-    return json.dumps(saved, separators=(",", ":"), allow_nan=False)
+    spending, gauge, system, functions = talk.requester.spending, talk.gauge, parts.system, parts.functions
+    found = {
+        _KEY: VERSION,
+        "id": parts.id,
+        "options": parts.options.model_dump(mode="json"),
+        "params": {name: value for name, value in parts.params.items() if name not in NOT_SAVED},
+        "tools": list(parts.tools),
+        "tool_options": functions and functions.options.model_dump(mode="json"),
+        "system": system and {"text": system.text, "name": system.name, "version": system.version},
+        "spent": {
+            "usage": {each.name: getattr(spending.usage, each.name) for each in fields(Usage)},
+            "requests": spending.requests,
+            "cost_usd": str(spending.priced_usd),
+            "unpriced": spending.unpriced,
+        },
+        "window": {"tokens": gauge.tokens, "turns": gauge.turns, "per_token": gauge.per_token},
+        "turns": [_turn(turn) for turn in talk.turns],
+    }
+    return json.dumps(found, separators=(",", ":"), allow_nan=False)
 
 
 def _turn(turn: Turn) -> dict[str, object]:
@@ -127,24 +138,70 @@ def _turn(turn: Turn) -> dict[str, object]:
     return {"role": turn.role, "content": list(turn.content), **flags}
 
 
-def read(text: str | bytes) -> Saved:
-    """Read what `write` wrote.
+def read(
+    text: str | bytes, sdk: AsyncAnthropic, *, tools: Iterable[AnyTool] | None, params: Mapping[str, Any]
+) -> tuple[Parts, Talk]:
+    """Return the conversation that `write` wrote.
+
+    Args:
+        text: What was written.
+        sdk: Sends its requests.
+        tools: The functions that were its tools; `None` if they were none.
+        params: What was not saved.
 
     Raises:
-        InvalidHistory: It is something else, or damaged.
+        InvalidHistory: It is something else, or damaged, or had other tools.
+        TypeError: One of `params` is saved.
     """
+    again = NOT_SAVED if tools is None else NOT_SAVED | {"approve"}
+    if saved := sorted(params.keys() - again):
+        raise TypeError(f"only {', '.join(sorted(again))} can be given again, not {', '.join(saved)}")
+    given = _checked(_Saved, _fields(text), "")
+    if given.tool_options is not None and tools is None:
+        raise InvalidHistory("tools", "were functions, which can't be saved: give them again, tools=[…]")
+    parts = _with(_parts(given, sdk), given.tool_options, tools, dict(params))
+    talk, spent, window = parts.talk(given.history()), given.spent, given.window
+    usage = Usage(**dict(spent.usage))
+    talk.requester.spending.restore(usage, spent.requests, spent.cost_usd, spent.unpriced)
+    talk.gauge.per_token = window.per_token
+    if window.turns <= len(given.turns):
+        talk.gauge.tokens, talk.gauge.turns = window.tokens, window.turns
+    return parts, talk
+
+
+def _fields(text: str | bytes) -> dict[str, object]:
     try:
         found: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise InvalidHistory(f"line {error.lineno} column {error.colno}", f"no JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # No text, an endless number, endless brackets.
         raise InvalidHistory("the whole", f"no JSON ({type(error).__name__})") from None
-    fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    if _KEY not in fields:
+    found_fields = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    if _KEY not in found_fields:
         raise InvalidHistory("the whole", f"no saved conversation: it has no {_KEY!r}")
-    if fields[_KEY] != VERSION:
+    if found_fields[_KEY] != VERSION:
         raise InvalidHistory(_KEY, "is of a version that this penstock can't read; use the one that wrote it")
-    return _checked(Saved, fields, "")
+    return found_fields
+
+
+def _parts(given: _Saved, sdk: AsyncAnthropic) -> Parts:
+    system = None if given.system is None else SystemPrompt(**dict(given.system))
+    try:
+        return Parts.of(sdk, given.options, id=given.id, system=system, tools=given.tools, params=given.params)
+    except (TypeError, ValueError) as error:
+        raise InvalidHistory("tools or params", str(error)) from None
+
+
+def _with(parts: Parts, options: ToolOptions | None, tools: Iterable[AnyTool] | None, params: dict[str, Any]) -> Parts:
+    """Return the same with what was not saved."""
+    functions = None
+    if tools is not None:
+        told = {**({} if options is None else options.model_dump()), "approve": params.pop("approve", None)}
+        entries, functions = offered(tools, told, keep_marks=parts.options.cache_ttl is None)
+        if entries != parts.tools:
+            raise InvalidHistory("tools", "are not those that it was saved with, to which its history belongs")
+    return replace(parts, functions=functions, params={**parts.params, **copy.deepcopy(params)})
 
 
 def _checked(kind: type[PartT], found: object, place: str) -> PartT:

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
+from penstock.chat.talk import too_late
+from penstock.core.context import current_deadline
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -47,15 +52,17 @@ class ConversationStream:
         question, self._question = self._question, None
         if question is None:
             raise RuntimeError("a stream runs once; make a new one")
-        await self._talk.turnstile.enter()
-        try:
-            self._asked = await self._talk.open(question)
-            with self._talk.requester.labelled():
-                self._stream = stream = await self._asked[2].__aenter__()
-        finally:
-            if self._stream is None:
-                self._talk.turnstile.leave()
-        return stream
+        with anyio.CancelScope(deadline=current_deadline()):
+            await self._talk.turnstile.enter()
+            try:
+                self._asked = await self._talk.open(question)
+                with self._talk.requester.labelled():
+                    self._stream = stream = await self._asked[2].__aenter__()
+            finally:
+                if self._stream is None:
+                    self._talk.turnstile.leave()
+            return stream
+        raise too_late()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,7 +83,7 @@ class ConversationStream:
                     raise message
             elif message is not None:
                 draft.take(message)
-                self.reply = self._talk.commit(draft, gauge)
+                self.reply = self._talk.close(draft, gauge)
         finally:
             try:
                 await manager.__aexit__(kind, error, trace)

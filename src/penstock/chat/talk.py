@@ -6,27 +6,35 @@ waiting in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from penstock.chat.history import check_pairs, open_calls, user_turn
+import anthropic
+import anyio
+import httpx2
+
+from penstock.chat.history import check_pairs, open_calls, user_blocks
 from penstock.chat.reply import Draft, Reply
+from penstock.chat.turn import Turn
 from penstock.chat.turnstile import Turnstile
+from penstock.core.context import current_deadline
 from penstock.errors import BudgetExceeded, InvalidHistory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from penstock.chat.functions import Functions
     from penstock.chat.gauge import Gauge
     from penstock.chat.history import Content
     from penstock.chat.options import OnTruncation
     from penstock.chat.requester import Requester
     from penstock.chat.room import Room
-    from penstock.chat.turn import Turn
+    from penstock.chat.turn import Block
     from penstock.core.usage import Usage
     from penstock.streaming.opening import StreamManager
 
-__all__ = ["ConversationStatistics", "Question", "Talk"]
+__all__ = ["ConversationStatistics", "Question", "Talk", "too_late"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +56,40 @@ class ConversationStatistics:
     window_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What the user asks next.
+    """What the user asks next, copied when he asks, however long he has to wait for his turn.
 
-    Args:
-        content: As for `Conversation.send`.
-        images: The same.
-        documents: The same.
-        pin: The same.
+    Attributes:
+        content: Its blocks; none to let an answer go on, or a question be answered.
+        pin: As for `Conversation.send`.
         max_tokens: The same.
     """
 
-    __slots__ = ("content", "documents", "images", "max_tokens", "pin")
+    content: tuple[Block, ...] = field(repr=False)
+    pin: bool
+    max_tokens: int
 
-    def __init__(
-        self, content: Content, images: Iterable[object], documents: Iterable[object], *, pin: bool, max_tokens: int
-    ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be 1 or more, not {max_tokens!r}")
-        self.content = content
-        self.images = images
-        self.documents = documents
-        self.pin = pin
-        self.max_tokens = max_tokens
+    @classmethod
+    def of(
+        cls,
+        content: Content,
+        *,
+        images: Iterable[object],
+        documents: Iterable[object],
+        pin: bool,
+        max_tokens: int,
+    ) -> Self:
+        """Return what the caller of `Conversation.send` asks.
+
+        Raises:
+            InvalidHistory: The API would not take it.
+            ValueError: `max_tokens` is no number of tokens.
+        """
+        given = cast("object", max_tokens)
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            raise ValueError(f"max_tokens must be a whole number, 1 or more, not {given!r}")
+        return cls(content=user_blocks(content, images=images, documents=documents), pin=pin, max_tokens=max_tokens)
 
     def added_to(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """Return the history with the question as its last turn; as it is where there is none, and it can go on.
@@ -78,17 +97,15 @@ class Question:
         Raises:
             InvalidHistory: The API would not take it.
         """
-        place = f"turns.{len(turns)}"
-        images, documents = _listed(self.images), _listed(self.documents)
         paused = bool(turns) and turns[-1].paused
-        unanswered = bool(turns) and turns[-1].role == "user"
-        if (paused or unanswered) and not (self.content or images or documents):
-            return turns
+        if not self.content:
+            if paused or (turns and turns[-1].role == "user"):
+                return turns
+            raise InvalidHistory("content", "is empty")
         if paused:
-            raise InvalidHistory(place, "the last answer is paused: `send()` without content lets it go on")
-        turn = user_turn(self.content, images=images, documents=documents, place=place, pinned=self.pin)
-        added = (*turns, turn)
-        if open_calls(turns) or any(block["type"] == "tool_result" for block in turn.content):
+            raise InvalidHistory("content", "the last answer is paused: `send()` without content lets it go on")
+        added = (*turns, Turn(role="user", content=self.content, pinned=self.pin))
+        if open_calls(turns) or any(block["type"] == "tool_result" for block in self.content):
             check_pairs(added, "turns")
         return added
 
@@ -101,6 +118,7 @@ class Talk:
         requester: Sends its requests.
         room: Makes them fit.
         gauge: Knows how much they take.
+        functions: Run what the model calls; `None` if the caller does.
 
     Attributes:
         turns: Its history, replaced as a whole.
@@ -108,13 +126,16 @@ class Talk:
         turnstile: Where one waits for one's turn.
     """
 
-    __slots__ = ("gauge", "requester", "room", "turns", "turnstile")
+    __slots__ = ("functions", "gauge", "requester", "room", "turns", "turnstile")
 
-    def __init__(self, turns: tuple[Turn, ...], requester: Requester, room: Room, gauge: Gauge) -> None:
+    def __init__(
+        self, turns: tuple[Turn, ...], requester: Requester, room: Room, gauge: Gauge, functions: Functions | None
+    ) -> None:
         self.turns = turns
         self.requester = requester
         self.room = room
         self.gauge = gauge
+        self.functions = functions
         self.turnstile = Turnstile()
 
     def __repr__(self) -> str:
@@ -132,52 +153,87 @@ class Talk:
         )
 
     async def send(self, question: Question, on_truncation: OnTruncation) -> Reply:
-        """Ask, and return the whole reply."""
-        await self.turnstile.enter()
-        try:
-            draft, gauge = await self._begin(question, on_truncation)
-            while True:
-                try:
-                    message = await self.requester.ask(draft.turns, **self._params(draft, gauge))
-                except BudgetExceeded:
-                    if draft.message is None:
-                        raise
-                    # What is there is paid for.
-                    break
-                if not draft.take(message) or self.room.overflows(draft.turns, gauge):
-                    break
-            return self.commit(draft, gauge)
-        finally:
-            self.turnstile.leave()
+        """Ask, and return the whole reply, by the deadline in force."""
+        with anyio.CancelScope(deadline=current_deadline()):
+            await self.turnstile.enter()
+            try:
+                return await self._send(question, on_truncation)
+            finally:
+                self.turnstile.leave()
+        raise too_late()
+
+    async def _send(self, question: Question, on_truncation: OnTruncation) -> Reply:
+        self.requester.begin()
+        gauge = self.gauge.copy()
+        ask = partial(self._ask, question=question, on_truncation=on_truncation, gauge=gauge)
+        turns = question.added_to(self.turns)
+        if self.functions is None:
+            draft = await ask(turns)
+        else:
+            draft = await self.functions.run(turns, ask, self.turnstile)
+        return self.commit(draft, gauge)
+
+    async def _ask(
+        self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, gauge: Gauge
+    ) -> Draft:
+        """Return the whole answer to turns, and let the gauge learn from it."""
+        draft = await self._draft(turns, question, on_truncation, gauge)
+        while True:
+            try:
+                message = await self.requester.ask(draft.turns, **self._params(draft, gauge))
+            except BudgetExceeded:
+                if draft.message is None:
+                    raise
+                # What is there is paid for.
+                break
+            if not draft.take(message) or self.room.overflows(draft.turns, gauge):
+                break
+        _learn(draft, gauge)
+        return draft
 
     async def open(self, question: Question) -> tuple[Draft, Gauge, StreamManager]:
         """Prepare a streamed answer, for whoever has entered the turnstile."""
-        draft, gauge = await self._begin(question, "return")
+        self.requester.begin()
+        gauge = self.gauge.copy()
+        draft = await self._draft(question.added_to(self.turns), question, "return", gauge)
         return draft, gauge, self.requester.open(draft.turns, **self._params(draft, gauge))
+
+    def close(self, draft: Draft, gauge: Gauge) -> Reply:
+        """Take over what a streamed answer has come to."""
+        _learn(draft, gauge)
+        return self.commit(draft, gauge)
 
     def commit(self, draft: Draft, gauge: Gauge) -> Reply:
         """Take over what a draft has come to."""
-        assert draft.message is not None  # noqa: S101 - nobody commits what was not answered
-        assert draft.answer is not None  # noqa: S101
         if draft.outcome is not None:
-            gauge.learn(draft.sent, draft.answer, turns=len(draft.outcome))
             self.turns, self.gauge = draft.outcome, gauge
         used = self.requester.of_reply
-        return Reply(message=draft.message, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd)
+        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd)
 
-    async def _begin(self, question: Question, on_truncation: OnTruncation) -> tuple[Draft, Gauge]:
-        self.requester.begin()
-        gauge = self.gauge.copy()
-        asked = question.added_to(self.turns)
-        turns = await self.room.fit(asked, gauge, self.requester, max_tokens=question.max_tokens)
-        draft = Draft(
-            turns,
+    def add_system_turn(self, text: str) -> None:
+        """Add what the operator tells the model from here on.
+
+        Raises:
+            InvalidHistory: The last turn is no answer that is done.
+            RuntimeError: Somebody is asking now.
+        """
+        if self.turnstile.busy:
+            raise RuntimeError("an answer is under way; add a system turn when it is there")
+        turns = self.turns
+        if not turns or turns[-1].role == "user" or turns[-1].paused or open_calls(turns):
+            raise InvalidHistory(f"turns.{len(turns)}", "a system turn can only follow an answer that is done")
+        self.turns = (*turns, Turn(role="system", content=({"type": "text", "text": text},)))
+
+    async def _draft(
+        self, turns: tuple[Turn, ...], question: Question, on_truncation: OnTruncation, gauge: Gauge
+    ) -> Draft:
+        return Draft(
+            await self.room.fit(turns, gauge, self.requester, max_tokens=question.max_tokens),
             on_truncation=on_truncation,
             max_tokens=question.max_tokens,
             most_tokens=self.room.limits.max_output_tokens,
             pinned=question.pin,
         )
-        return draft, gauge
 
     def _params(self, draft: Draft, gauge: Gauge) -> dict[str, Any]:
         return {
@@ -188,6 +244,13 @@ class Talk:
         }
 
 
-def _listed(given: Iterable[object]) -> Iterable[object]:
-    """What may be iterated over once may be asked whether it is empty."""
-    return given if hasattr(given, "__len__") else list(given)
+def _learn(draft: Draft, gauge: Gauge) -> None:
+    if draft.outcome is not None and draft.answer is not None:
+        gauge.learn(draft.sent, draft.answer, turns=len(draft.outcome))
+
+
+def too_late() -> Exception:
+    """Return the error for a deadline that has passed, as calls raise it."""
+    error = anthropic.APITimeoutError(request=httpx2.Request("POST", "http://deadline.invalid/v1/messages"))
+    error.add_note("the deadline passed while a conversation waited for its turn or its answer")
+    return error

@@ -66,7 +66,8 @@ def trim(turns: Sequence[Turn], *, cost: Callable[[Sequence[Turn]], float], targ
     units = _units(turns)
     # The user may still ask about what he showed a moment ago.
     recent = len(units) - 2
-    units = [_aged(unit, images=index < recent) for index, unit in enumerate(units)]
+    aged = (_aged(unit, images=index < recent) for index, unit in enumerate(units))
+    units = [unit for unit in aged if unit]
     first, *others, newest = units if len(units) > 1 else ((), *units)
     total = sum(cost(unit) for unit in units)
     left_out: list[Turn] = []

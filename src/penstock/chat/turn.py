@@ -7,6 +7,7 @@ in, without the marks of the prompt cache, which belong to a request and not to 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
@@ -36,6 +37,8 @@ Block: TypeAlias = dict[str, Any]
 Role: TypeAlias = Literal["user", "assistant", "system"]
 
 _DEEPEST: Final = 100
+_LONGEST_PLACE: Final = 100
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,21 +96,34 @@ def text_of(blocks: Iterable[Block]) -> str:
 def answer_blocks(content: Sequence[BaseModel]) -> tuple[Block, ...]:
     """Return an answer's blocks as they are sent back: unmodified, less those that say nothing.
 
-    The API refuses empty texts, and ignores a compaction that failed, which has no content.
+    The API refuses empty texts, and ignores a compaction that failed, which has no content. Half of a surrogate pair
+    can't be sent at all, and becomes U+FFFD.
     """
-    blocks = (block.model_dump(mode="json", exclude_unset=True, exclude_none=True) for block in content)
+    blocks = (_sendable(block.model_dump(mode="json", exclude_unset=True, exclude_none=True)) for block in content)
     needed = {"text": "text", "compaction": "content"}
     return tuple(
         block for block in blocks if (name := needed.get(block["type"])) is None or block.get(name, "").strip()
     )
 
 
-def plain_block(value: object, place: str) -> Block:
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {name: _sendable(part) for name, part in cast("Block", value).items()}
+    if isinstance(value, list):
+        return [_sendable(part) for part in cast("Sequence[Any]", value)]
+    return value
+
+
+def plain_block(value: object, place: str, depth: int = 0) -> Block:
     """Return a copy of a content block, a dict or one of the SDK's objects, less its nulls and cache marks.
 
     Raises:
         InvalidHistory: It is no block, or holds what JSON can't.
     """
+    if depth > _DEEPEST:
+        raise InvalidHistory(place[:_LONGEST_PLACE], "is nested too deeply")
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if not isinstance(value, dict):
@@ -119,7 +135,8 @@ def plain_block(value: object, place: str) -> Block:
             continue
         if name == "content" and isinstance(part, list | tuple):
             inner = cast("Sequence[object]", part)
-            block["content"] = [plain_block(each, f"{place}.content.{index}") for index, each in enumerate(inner)]
+            at = f"{place}.content"
+            block["content"] = [plain_block(each, f"{at}.{index}", depth + 1) for index, each in enumerate(inner)]
         else:
             block[_name(name, place)] = plain(part, f"{place}.{name}")
     return block
@@ -134,7 +151,7 @@ def plain(value: object, place: str, depth: int = 0) -> Any:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if depth > _DEEPEST:
-        raise InvalidHistory(place, "is nested too deeply")
+        raise InvalidHistory(place[:_LONGEST_PLACE], "is nested too deeply")
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if isinstance(value, dict):
