@@ -142,12 +142,16 @@ class Client(Verbs):
         """What it was told, validated."""
         return self._settings
 
-    @cached_property
+    @property
     def sdk(self) -> AsyncAnthropic:
         """The governed SDK client; hand it to whatever takes an `AsyncAnthropic`.
 
         Its own retries are off, because two retry loops multiply.
         """
+        return self._sdk
+
+    @cached_property
+    def _sdk(self) -> AsyncAnthropic:
         if self._given_sdk is None:
             return own_sdk(self.settings, self._base_url, self._chain)
         return governed_copy(self._given_sdk, self._chain)

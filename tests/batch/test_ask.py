@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COMMON: dict[str, Any] = {"model": "claude-haiku-5-5", "max_tokens": 99}
 
 
-class Prompt(str):
+class Prompt(str):  # noqa: SLOT000 - with slots it could not be watched
     """A text that can be watched."""
 
 

@@ -111,6 +111,17 @@ class TestResume:
         assert [json.loads(line)["custom_id"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
         assert [each.name for each in path.parent.iterdir()] == ["run.jsonl"]
 
+    async def test_a_cancelled_run_is_closed_in_order(self, path: Path) -> None:
+        """A time limit, or a consumer that left, is no reason to leave lines that no longer count."""
+        async with Journal(path) as journal:
+            journal.write(failed("a"), request=ONE)
+        with anyio.CancelScope() as scope:
+            async with Journal(path) as journal:
+                journal.write(answered("a"), request=ONE)
+                scope.cancel()
+        assert path.read_bytes().count(b"\n") == 1
+        assert b"succeeded" in path.read_bytes()
+
     async def test_a_killed_runs_second_lines_are_taken_out_by_the_next(self, path: Path) -> None:
         """Even if that asks nothing again."""
         async with Journal(path) as journal:

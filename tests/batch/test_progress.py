@@ -90,7 +90,8 @@ class TestTally:
         tally = Tally(total=None, now=0.0)
         tally.start()
         tally.add(FanOutResult(custom_id="a", index=0, message=Message.construct(model=MODEL, content=[])))
-        assert (tally.snapshot(now=1.0).answered, tally.snapshot(now=1.0).cost_usd) == (1, 0)
+        progress = tally.snapshot(now=1.0)
+        assert (progress.answered, progress.cost_usd) == (1, Decimal(0))
 
     def test_what_cannot_be_told_is_none(self) -> None:
         """Neither before the first item nor without a total is there an end in sight."""

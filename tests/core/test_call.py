@@ -262,6 +262,15 @@ async def test_a_deadline_that_passes_in_line_is_an_admission_timeout(virtual_ti
         await anyio.sleep(100)
 
 
+async def test_a_call_that_begins_after_its_deadline_says_no_negative_time(virtual_time: VirtualTime) -> None:
+    """Nothing was left of the time; it wasn't less than nothing."""
+    with deadline(2):
+        await anyio.sleep(5)
+        with pytest.raises(AdmissionTimeout, match="within the deadline of 0 s"), open_call(api_request()) as call:
+            call.waiting = True
+            await anyio.sleep(1)
+
+
 async def test_a_deadline_bounds_the_chain_and_not_the_body(virtual_time: VirtualTime) -> None:
     """A stream whose answer came in time may be read on."""
     with deadline(0.5), open_attempt(api_request()) as attempt:

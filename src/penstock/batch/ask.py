@@ -6,11 +6,11 @@ result is in the journal before it is given.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import anthropic
-import anyio
 import httpx2
 
 from penstock.batch.result import FanOutResult, is_final
@@ -118,7 +118,8 @@ async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> F
         item: What to ask.
         output: What its answer is to fit.
     """
-    started_at = anyio.current_time()
+    now = asyncio.get_running_loop().time
+    started_at = now()
     ended: list[EndedCall] = []
     message: Message | None = None
     parsed: Any = None
@@ -140,7 +141,7 @@ async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> F
             error=failure,
             parsed=parsed,
             attempts=None if call is None else call.attempts,
-            latency_s=anyio.current_time() - started_at,
+            latency_s=now() - started_at,
             queued_s=None if call is None else call.queued_s,
             labels=item.labels,
         )

@@ -126,9 +126,10 @@ class FanOut:
         self._on_progress = on_progress
         self._total = len(requests) if total is None and isinstance(requests, Sized) else total
         self._quota_use = quota_use
-        self._reading = anyio.Lock()
+        # Without a turn of the loop where there is no wait: an item has enough of them.
+        self._reading = anyio.Lock(fast_acquire=True)
         # How many may have started and not be delivered; in input order all of them may have to be held back.
-        self._room = anyio.Semaphore(concurrency if order == "input" else 2 * concurrency)
+        self._room = anyio.Semaphore(concurrency if order == "input" else 2 * concurrency, fast_acquire=True)
         # Made on entry: one that is never entered has nothing to close.
         self._send: MemoryObjectSendStream[tuple[int, FanOutResult]]
         self._receive: MemoryObjectReceiveStream[tuple[int, FanOutResult]]
@@ -240,8 +241,13 @@ class FanOut:
         return result
 
     async def _take(self) -> tuple[int, FanOutResult]:
-        with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
-            return await self._receive.receive()
+        try:
+            return self._receive.receive_nowait()
+        except anyio.WouldBlock:
+            with contextlib.suppress(anyio.EndOfStream):
+                return await self._receive.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            pass
         error, self._intake.error, self._broken = self._broken or self._intake.error, None, None
         # Raised out here, so that the input's error keeps its own cause and context.
         raise StopAsyncIteration if error is None else error
@@ -266,7 +272,7 @@ class FanOut:
                     # One item found means there may be another: so there are never more workers than items.
                     if self._asker.warm:
                         self._add_worker()
-                    await self._send.send((number, await self._asker.finish(ready)))
+                    await self._give(number, await self._asker.finish(ready))
         except JournalError as error:
             self._break(error)
         finally:
@@ -274,6 +280,12 @@ class FanOut:
             self._workers -= 1
             if self._workers == 0:
                 self._send.close()
+
+    async def _give(self, number: int, result: FanOutResult) -> None:
+        try:
+            self._send.send_nowait((number, result))
+        except anyio.WouldBlock:
+            await self._send.send((number, result))
 
     async def _read(self) -> tuple[int, Item | FanOutResult] | None:
         """Read the next item of the input, once there is room for its result."""

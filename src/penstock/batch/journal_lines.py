@@ -70,30 +70,30 @@ def write_line(result: FanOutResult, *, request: str | None, params: Mapping[str
         request: Digest of its request; `None` if it isn't known.
         params: Of its request, where they are to be kept.
     """
-    more: dict[str, object] = {} if request is None else {"request": request}
+    told: list[str] = [] if request is None else [f'"request":"{request}"']
     if result.attempts is not None:
-        more["attempts"] = result.attempts
+        told.append(f'"attempts":{result.attempts}')
     if result.latency_s is not None:
-        more["latency_s"] = round(result.latency_s, 3)
+        told.append(f'"latency_s":{round(result.latency_s, 3)}')
     if result.queued_s:
-        more["queued_s"] = round(result.queued_s, 3)
+        told.append(f'"queued_s":{round(result.queued_s, 3)}')
     if result.labels:
-        more["labels"] = dict(result.labels)
+        told.append(f'"labels":{_encode(dict(result.labels))}')
     if result.message is None:
         body = _encode(result.to_dict()["result"])
     else:
         body = f'{{"type":"succeeded","message":{_message(result.message)}}}'
         if result.error is not None:
-            more["error"] = type(result.error).__name__
-    told = _encode(more)
+            told.append(f'"error":"{type(result.error).__name__}"')
     if params is not None:
-        told = f'{told[:-1]}{"," if more else ""}"params":{encode_params(params)}}}'
-    return f'{{"custom_id":{encode_basestring_ascii(result.custom_id)},"result":{body},"penstock":{told}}}\n'.encode()
+        told.append(f'"params":{encode_params(params)}')
+    custom_id = encode_basestring_ascii(result.custom_id)
+    return f'{{"custom_id":{custom_id},"result":{body},"penstock":{{{",".join(told)}}}}}\n'.encode()
 
 
 def _message(message: Message) -> str:
     try:
-        return message.to_json(indent=None, warnings=False)
+        return message.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
     except PydanticSerializationError:
         # Half a surrogate pair can't be encoded but by an escape, which is how it came.
         return _encode(message.to_dict(mode="python", warnings=False))

@@ -68,10 +68,7 @@ class RequestDigest:
             # Not when it is made: params that can't be encoded fail the items, as they would fail the requests.
             self._encoded = _lines(self._common)
         lines = {**self._encoded, **_lines(params)}
-        hashed = hashlib.blake2b(digest_size=8)
-        for name in sorted(lines):
-            hashed.update(lines[name])
-        return hashed.hexdigest()
+        return hashlib.blake2b(b"".join([lines[name] for name in sorted(lines)]), digest_size=8).hexdigest()
 
 
 def encode_params(params: Mapping[str, Any]) -> str:

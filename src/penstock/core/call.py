@@ -223,7 +223,8 @@ class Call:
 
     def cut_short(self) -> Exception:
         """Return the error for a call that its own scope has cancelled: the client's close, or the deadline."""
-        seconds = self.deadline - self.started_at
+        # A call that begins after its deadline has none of its time left.
+        seconds = max(0.0, self.deadline - self.started_at)
         if self.closing:
             return ClientClosed("the client was closed while this call was under way")
         if self.waiting:
