@@ -204,7 +204,7 @@ class Verbs(ABC):
                 and 1 of those that are finished, once there are 20 of them.
             journal: A file that every result is written to before it is given; what stands there is not asked again.
                 Or a `Journal` that is open.
-            retry_failed: Ask items again that failed by the journal.
+            retry_failed: Ask items again that failed by the journal, also where their request has changed.
             replay: Give results for items that are not asked again, too.
             keep_params: Keep the params of failed items in the journal.
             output_format: A type whose JSON schema the answers must fit; `result.parsed` is of that type.

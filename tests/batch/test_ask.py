@@ -5,15 +5,20 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import anthropic
+import httpx2
 import pytest
 from anthropic.types import Message
 
 from penstock import FanOutResult, InvalidOutput
 from penstock.batch.ask import Asker, ask, fitted
 from penstock.batch.items import read_item
+from penstock.batch.journal import Journal
 from penstock.batch.output_format import OutputFormat
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from penstock.simulator import Simulator
 
 COMMON: dict[str, Any] = {"model": "claude-haiku-5-5", "max_tokens": 99}
@@ -71,3 +76,19 @@ async def test_a_bad_or_short_max_tokens_is_left_to_the_sdk(simulator: Simulator
     params = {**item.params, "model": "claude-haiku-5-5", "max_tokens": max_tokens}
     result = await ask(simulator.client(), replace(item, params=params), None)
     assert result.ok == (max_tokens == 100)
+
+
+@pytest.mark.parametrize("body", ["null", "[]", '"text"', "7"])
+async def test_an_answer_that_is_no_message_is_a_failure(body: str, tmp_path: Path) -> None:
+    """An ungoverned client hands on any JSON that comes with a 200; it goes into the journal as a failure."""
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=body, headers={"content-type": "application/json"})
+
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    async with anthropic.AsyncAnthropic(api_key="sk-x", http_client=http) as sdk, Journal(tmp_path / "run") as journal:
+        item = read_item(0, "x")
+        asker = Asker(sdk, None, journal=journal, warm_cache=False)
+        result = await asker.finish(replace(item, params={**item.params, **COMMON}))
+        assert (result.ok, result.message, str(result.error)) == (False, None, "the API's answer is no message")
+        assert (journal.answered, journal.failed) == (0, 1)

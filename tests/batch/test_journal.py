@@ -94,6 +94,25 @@ class TestResume:
             with pytest.raises(JournalError, match="'a' stands there for another request"):
                 journal.find("a", TWO)
 
+    async def test_a_changed_request_takes_the_place_of_a_failure_only_if_that_is_wanted(self, path: Path) -> None:
+        """What was answered stays an error in any case; the error of what failed tells of the other way."""
+        async with Journal(path) as journal:
+            journal.write(answered("a"), request=ONE)
+            journal.write(failed("b"), request=ONE)
+        async with Journal(path) as journal:
+            with pytest.raises(JournalError, match=r"which failed: retry_failed asks it again"):
+                journal.find("b", TWO)
+            entry = journal.find("b", TWO, retry_failed=True)
+            assert entry is not None
+            assert not entry.ok
+            with pytest.raises(JournalError, match=r"any param\)\. Give changed"):
+                journal.find("a", TWO, retry_failed=True)
+            journal.write(answered("b"), request=TWO)
+            assert (journal.answered, journal.failed) == (2, 0)
+            with pytest.raises(JournalError):
+                journal.find("b", ONE, retry_failed=True)
+        assert path.read_bytes().count(b"\n") == 2
+
     async def test_an_item_asked_again_has_one_line_in_the_end(self, path: Path) -> None:
         """While it is open the last counts; once it is closed there is no other."""
         async with Journal(path) as journal:

@@ -118,6 +118,11 @@ def test_a_blank_line_says_nothing(raw: bytes) -> None:
         (b'{"custom_id":"a","result":{"type":"other"}}\n', "its type is none of"),
         (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":7}}\n', "has a digest that is none"),
         (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"xyz"}}\n', "has a digest that is none"),
+        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"-1"}}\n', "has a digest that is none"),
+        (
+            b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"10000000000000000"}}\n',
+            "has a digest that is none",
+        ),
     ],
 )
 def test_what_is_no_result_is_told(raw: bytes, said: str) -> None:
@@ -133,3 +138,12 @@ def test_a_line_that_was_cut_off_anywhere_is_torn() -> None:
     assert all(is_torn(raw[:end] + bytes(99)) for end in range(len(raw)))
     assert not is_torn(b"my notes")
     assert not is_torn(b'{"custom":1')
+
+
+def test_an_answer_with_half_a_surrogate_pair_and_a_time_is_written() -> None:
+    """Neither of the two ways of encoding a message takes both; the line holds what the API sent."""
+    container = {"id": "c", "expires_at": "2026-01-01T00:00:00Z"}
+    sent = Message.model_validate({**message("\ud800").to_dict(), "container": container})
+    raw = write_line(FanOutResult(custom_id="a", index=0, message=sent), request="ff", params=None)
+    written = json.loads(raw)["result"]["message"]
+    assert (written["content"][0]["text"], written["container"]) == ("\ud800", container)

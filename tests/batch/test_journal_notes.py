@@ -52,3 +52,9 @@ def test_what_is_no_note_is_told(tmp_path: Path, text: str) -> None:
         with pytest.raises(JournalError, match=f"line {text.count(chr(10))} is no JSON object"):
             JournalNotes(path)
     assert path.read_text() == text
+
+
+def test_notes_that_can_t_be_looked_for_are_told(tmp_path: Path) -> None:
+    """A name may be just short enough for the journal and too long for its notes."""
+    with pytest.raises(JournalError, match="too long"):
+        JournalNotes(tmp_path / ("a" * 300))

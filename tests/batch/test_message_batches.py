@@ -3,33 +3,41 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import anyio
+import httpx2
 import pytest
 from pydantic import BaseModel
 
-from penstock import Client, JournalError, NoKeyAvailable, RetryOptions
+from penstock import Client, JournalError, NoKeyAvailable, RetryOptions, deadline
 from penstock.batch.journal import Journal
 from penstock.batch.message_batches import MessageBatches
 from penstock.batch.message_batches.desk import Delays, Desk
 from penstock.batch.message_batches.follow import Follower
-from penstock.batch.message_batches.intake import encoded, wire_id
 from penstock.batch.message_batches.ledger import Ledger
-from penstock.batch.message_batches.remote import Remote
-from penstock.batch.message_batches.spool import Head, Spool
+from penstock.batch.message_batches.plan import Plan
+from penstock.batch.message_batches.remote import NoResults, Remote
+from penstock.batch.message_batches.requests import Head, Spool, encoded, wire_id
 from penstock.batch.message_batches.submit import Submitter
 from penstock.core.events import CallEnded, Event
 from penstock.errors import InvalidOutput, ItemFailed
 from penstock.simulator import BatchOptions, Simulator
+from penstock.simulator.server import serving
 from penstock.testing import Cancelled, cancel_at_every_await
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from penstock.batch.items import Request
@@ -49,6 +57,60 @@ def governed(simulator: Simulator, *keys: str, **options: Any) -> Client:
     """Make a client that governs an SDK client of the simulator's."""
     given = {"api_keys": keys} if keys else {}
     return Client(sdk=simulator.client(), **{"log": False, "retry": RetryOptions(base_s=0.001), **given, **options})
+
+
+class Between(httpx2.AsyncBaseTransport):
+    """A transport between client and simulator, with a function that changes what passes."""
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        change: Callable[
+            [httpx2.Request, Callable[[httpx2.Request], Awaitable[httpx2.Response]]], Awaitable[httpx2.Response]
+        ],
+    ) -> None:
+        self._inner = simulator.transport()
+        self._change = change
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._change(request, self._inner.handle_async_request)
+
+
+def kind_of(request: httpx2.Request) -> str:
+    """What a request about batches is about."""
+    if request.url.path.endswith("/results"):
+        return "results"
+    if request.url.path == BATCHES:
+        return "make" if request.method == "POST" else "list"
+    return "look" if request.method == "GET" else "stop"
+
+
+def changed(simulator: Simulator, kind: str, change: Callable[[bytes], httpx2.Response], *, times: float = 1) -> Client:
+    """Make a governed client, to whom the first answers of a kind come otherwise."""
+    count = itertools.count()
+
+    async def between(
+        request: httpx2.Request, call: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+    ) -> httpx2.Response:
+        response = await call(request)
+        if kind_of(request) != kind or next(count) >= times:
+            return response
+        return change(await response.aread())
+
+    return passing(Between(simulator, between))
+
+
+def passing(transport: httpx2.AsyncBaseTransport) -> Client:
+    """Make a governed client that sends through a transport."""
+    sdk = anthropic.AsyncAnthropic(
+        api_key="sk-sim-1", http_client=httpx2.AsyncClient(transport=transport), max_retries=0
+    )
+    return Client(sdk=sdk, log=False, retry=RetryOptions(base_s=0.001))
+
+
+def reply(content: bytes, kind: str = "application/json", status: int = 200) -> httpx2.Response:
+    """An answer of HTTP."""
+    return httpx2.Response(status, headers={"content-type": kind}, content=content)
 
 
 def prompts(size: int) -> Iterator[Request]:
@@ -340,6 +402,8 @@ async def test_it_runs_once_and_inside_its_block(virtual_time: VirtualTime) -> N
     async with governed(Simulator()) as claude:
         with pytest.raises(TypeError, match="requests must be"):
             claude.batch("One prompt", model=MODEL)
+        with pytest.raises(TypeError, match="on_progress must be"):
+            claude.batch([], model=MODEL, on_progress=anyio.sleep)
         results = claude.batch(["One"], model=MODEL, max_tokens=9)
         assert repr(results) == "<MessageBatches, not begun>"
         with pytest.raises(RuntimeError, match="inside"):
@@ -400,6 +464,19 @@ async def test_a_service_that_stays_away_is_given_up_after_a_day(virtual_time: V
         with pytest.raises(anthropic.InternalServerError):
             await anext(results)
     assert DAY_S < virtual_time.now() < 1.3 * DAY_S
+
+
+async def test_an_outage_at_the_end_of_a_long_batch_is_sat_out_as_well(virtual_time: VirtualTime) -> None:
+    """Patience is counted from the last answer of the service, not from the beginning."""
+    simulator = Simulator(batch=BatchOptions(duration_s=DAY_S - 10))
+    async with (
+        governed(simulator, retry=RetryOptions(base_s=0.001, cap_s=0.002)) as claude,
+        claude.batch(prompts(2), model=MODEL, max_tokens=9, poll_s=HOUR_S) as results,
+    ):
+        await anyio.sleep(23.9 * HOUR_S)
+        simulator.inject("api_error", times=30)
+        check_all([result async for result in results], 2)
+    assert virtual_time.now() > 26 * HOUR_S
 
 
 # What fails.
@@ -886,6 +963,17 @@ async def test_leaving_without_a_journal_stops_the_batches(virtual_time: Virtual
     assert states == ["canceling"] * 3
 
 
+async def test_a_timeout_around_the_block_stops_the_batches(virtual_time: VirtualTime) -> None:
+    """A cancellation is a way of leaving, too."""
+    simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S), latency_s=1)
+    async with governed(simulator) as claude:
+        with anyio.move_on_after(100):
+            await ran(claude, prompts(30), batch_size=1)
+        states = [batch.processing_status async for batch in claude.messages.batches.list()]
+    assert states == ["canceling"] * 30
+    assert virtual_time.now() < 111
+
+
 async def test_leaving_with_a_journal_lets_the_batches_run(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """The next run collects them."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
@@ -945,7 +1033,7 @@ async def test_cancelling_stops_reading_and_gives_what_is_done(virtual_time: Vir
             await anyio.sleep(50.2)
             await results.cancel()
             found = [result async for result in results]
-        assert len(found) == 31
+        assert len(found) == 30
         assert sum(result.ok for result in found) == 10
         assert {str(result.error) for result in found if not result.ok} == {"the item canceled"}
         assert virtual_time.now() < 70
@@ -976,7 +1064,10 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind(
             await cancelled(main(claude))
             assert simulator.in_flight == 0
             assert [task for task in asyncio.all_tasks() if "message_batches" in repr(task.get_coro())] == []
-            if path is not None:
+            if path is None:
+                left = [batch.processing_status async for batch in claude.messages.batches.list()]
+                assert how == "repeatedly" or "in_progress" not in left
+            else:
                 everything = await ran(claude, prompts(4), journal=path, batch_size=2, replay=True)
                 check_all(everything, 4)
                 assert {result.index for result in seen} <= {result.index for result in everything if result.replayed}
@@ -1035,13 +1126,16 @@ async def test_nothing_is_waited_for_beyond_the_deadline(virtual_time: VirtualTi
         check_all(await ran(claude, prompts(10), journal=path), 10)
 
 
-async def test_a_live_request_has_no_longer_than_the_deadline(virtual_time: VirtualTime) -> None:
-    """A service that hangs fails the item, in time."""
+async def test_a_live_request_has_no_longer_than_the_deadline(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """Where a service hangs, items expire in time, those in line too; a later run with the journal asks them."""
     simulator = Simulator(latency_s=1000)
+    path = tmp_path / "run.jsonl"
     async with governed(simulator) as claude:
-        (result,) = await ran(claude, prompts(1), deadline_s=30)
-    assert isinstance(result.error, anthropic.APITimeoutError)
+        results = await ran(claude, prompts(5), deadline_s=30, concurrency=2, journal=path)
+    assert {str(result.error) for result in results} == {"the item expired: DeadlineExceeded"}
     assert virtual_time.now() == pytest.approx(30, abs=0.1)
+    async with governed(Simulator()) as claude:
+        check_all([*results[5:], *await ran(claude, prompts(5), journal=path)], 5)
 
 
 async def test_input_that_comes_late_is_asked_live_too(virtual_time: VirtualTime) -> None:
@@ -1067,6 +1161,16 @@ async def test_a_submission_that_waits_for_room_gives_way_to_the_deadline(virtua
     simulator.inject("rate_limited", after=1, retry_after_s=10_000)
     async with governed(simulator) as claude:
         check_all(await ran(claude, prompts(5), deadline_s=1000, live_s=500), 5)
+    assert virtual_time.now() == pytest.approx(500, abs=10)
+
+
+async def test_what_waits_to_be_submitted_again_gives_way_to_the_deadline(virtual_time: VirtualTime) -> None:
+    """It waits behind a batch for which there is no room, and is asked live with it."""
+    simulator = Simulator(batch=BatchOptions(errored=1.0))
+    simulator.inject("rate_limited", after=3, retry_after_s=10_000)
+    async with governed(simulator) as claude:
+        check_all(await ran(claude, prompts(10), batch_size=5, deadline_s=1000, live_s=500), 10)
+    assert [len(wires) for wires in made(simulator)] == [5]
     assert virtual_time.now() == pytest.approx(500, abs=10)
 
 
@@ -1115,6 +1219,24 @@ async def test_a_batch_is_asked_about_with_a_key_of_its_quota(virtual_time: Virt
     assert {entry.key for entry in simulator.journal if entry.path.startswith(BATCHES)} == {"sk-c"}
 
 
+async def test_a_batch_is_cancelled_with_a_key_of_its_quota(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """In a later run, too; where another key comes first, which could not see it."""
+    simulator = Simulator(keys={"sk-a": "org-1", "sk-c": "org-2"}, batch=BatchOptions(duration_s=HOUR_S))
+    path = tmp_path / "run.jsonl"
+    async with governed(simulator, "sk-c") as claude:
+        with anyio.move_on_after(50):
+            await ran(claude, prompts(4), journal=path)
+    async with (
+        governed(simulator, "sk-a", "sk-c") as claude,
+        claude.batch(prompts(4), model=MODEL, max_tokens=100, journal=path) as results,
+    ):
+        await anyio.sleep(50)
+        await results.cancel()
+        assert [str(result.error) async for result in results] == ["the item canceled"] * 4
+    assert len(asked(simulator, "POST", "cancel")) == 1
+    assert {entry.key for entry in simulator.journal} == {"sk-c"}
+
+
 async def test_another_key_of_the_quota_stands_in(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """Where the one that made a batch is gone, and the other is known to be of its quota."""
     keys = {"sk-a": "org-1", "sk-b": "org-1", "sk-c": "org-2"}
@@ -1146,6 +1268,27 @@ async def test_a_batch_of_a_quota_without_keys_is_not_paid_for_again(virtual_tim
         check_all(await ran(claude, prompts(4), journal=path), 4)
 
 
+async def test_a_client_that_nobody_governs_pays_nothing_again_for_another_owner(
+    virtual_time: VirtualTime, tmp_path: Path
+) -> None:
+    """What another organization's key can't see is not taken for deleted; what its own key can't see is."""
+    simulator = Simulator(keys={"sk-a": "org-1", "sk-c": "org-2"}, batch=BatchOptions(duration_s=100))
+
+    async def run(key: str) -> list[FanOutResult]:
+        async with (
+            simulator.client(key) as sdk,
+            MessageBatches(sdk, prompts(3), model=MODEL, max_tokens=100, journal=tmp_path / "run.jsonl") as results,
+        ):
+            return [result async for result in results]
+
+    with anyio.move_on_after(50):
+        await run("sk-a")
+    with pytest.raises(NoKeyAvailable, match=r"was made with a key of .*org-1.*the key is of .*org-2"):
+        await run("sk-c")
+    check_all(await run("sk-a"), 3)
+    assert repr(simulator.batches) == "Batches(1 of 1)"
+
+
 async def test_a_deleted_batch_is_told_from_an_invisible_one(virtual_time: VirtualTime) -> None:
     """With the key that made it, not found means gone."""
     simulator = Simulator(keys={"sk-a": "org-1"}, batch=BatchOptions(duration_s=1))
@@ -1174,15 +1317,576 @@ async def test_calls_about_batches_are_recorded_and_hold_no_content(virtual_time
     assert "Number" not in repr(events)
 
 
+# What the API never says.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda lines: [b"\n", *lines[:2], b"\r\n", *lines[2:]], id="blank lines"),
+        pytest.param(lambda lines: [*lines[:2], b"{garbage\n", *lines[2:]], id="no JSON"),
+        pytest.param(lambda lines: [b'[1]\n"x"\n5\nnull\n', *lines], id="no objects"),
+        pytest.param(lambda lines: [b'{"result":{"type":"expired"}}\n', *lines], id="no custom_id"),
+        pytest.param(lambda lines: [b'{"custom_id":[5],"result":{"type":"expired"}}\n', *lines], id="list for a name"),
+        pytest.param(lambda lines: [b'{"custom_id":"theirs","result":{"type":"expired"}}\n', *lines], id="unknown"),
+        pytest.param(lambda lines: [*lines, b"5"], id="no object at the end"),
+        pytest.param(lambda lines: [*lines, *reversed(lines)], id="twice"),
+        pytest.param(lambda lines: [b"".join(lines).rstrip(b"\n")], id="no last newline"),
+    ],
+)
+async def test_odd_lines_of_a_results_file_are_passed_over(
+    virtual_time: VirtualTime, tmp_path: Path, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    """Each answer comes once, at the first reading, whatever stands between them."""
+    simulator = Simulator()
+
+    def odd(content: bytes) -> httpx2.Response:
+        return reply(b"".join(change(content.splitlines(keepends=True))), "application/x-jsonl")
+
+    async with changed(simulator, "results", odd) as claude:
+        check_all(await ran(claude, prompts(5), journal=tmp_path / "run.jsonl"), 5)
+    assert (len(asked(simulator, "GET", "results")), len(made(simulator))) == (1, 1)
+    assert len((tmp_path / "run.jsonl").read_bytes().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{"type": "paused"}, {"type": "succeeded", "message": None}, {"type": "succeeded", "message": {"model": MODEL}}],
+)
+async def test_a_result_that_nobody_understands_is_a_failure(
+    virtual_time: VirtualTime, tmp_path: Path, result: dict[str, Any]
+) -> None:
+    """It may be paid for, so it is asked again on request only; and the journal stays one."""
+    simulator = Simulator()
+    options: dict[str, Any] = {"journal": tmp_path / "run.jsonl"}
+
+    def odd(content: bytes) -> httpx2.Response:
+        line = json.loads(content)
+        return reply(json.dumps({**line, "result": result}).encode(), "application/x-jsonl")
+
+    async with changed(simulator, "results", odd) as claude:
+        (failed,) = await ran(claude, prompts(1), **options)
+        assert isinstance(failed.error, ItemFailed)
+        assert failed.error.error_type == "unknown_result"
+        assert await ran(claude, prompts(1), **options) == []
+        assert len(made(simulator)) == 1
+        check_all(await ran(claude, prompts(1), **options, retry_failed=True), 1)
+
+
+async def test_a_failure_without_a_reason_is_the_services(virtual_time: VirtualTime) -> None:
+    """So it is asked again."""
+    simulator = Simulator()
+
+    def odd(content: bytes) -> httpx2.Response:
+        line = {**json.loads(content), "result": {"type": "errored", "error": None}}
+        return reply(json.dumps(line).encode() + b"\n", "application/x-jsonl")
+
+    async with changed(simulator, "results", odd) as claude:
+        check_all(await ran(claude, prompts(1)), 1)
+    assert len(made(simulator)) == 2
+
+
+def edited(**fields: Any) -> Callable[[bytes], httpx2.Response]:
+    """An answer with other fields."""
+    return lambda content: reply(json.dumps({**json.loads(content), **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "times"),
+    [
+        ("look", lambda _: reply(b"<html>", "text/html"), 3),
+        ("look", lambda _: reply(b"<html>", "text/html", 502), 30),
+        ("look", lambda _: reply(b"<html>", "text/html", 404), 1),
+        ("look", lambda _: reply(b"{}"), 3),
+        ("look", lambda _: reply(b"[]"), 3),
+        ("look", lambda _: reply(b"", status=204), 3),
+        ("look", edited(processing_status="paused"), 3),
+        ("look", edited(processing_status="ended", results_url=None), 3),
+        ("results", lambda _: reply(b'{"type":"error","error":{"type":"not_found_error"}}', status=404), 3),
+        ("results", lambda _: reply(b"<html>", "text/html", 502), 100),
+        ("list", lambda _: reply(b"<html>", "text/html"), 3),
+        ("list", lambda _: reply(b"{}"), 3),
+        ("make", lambda _: reply(b"<html>", "text/html"), 1),
+        ("make", lambda _: reply(b"{}"), 1),
+    ],
+)
+async def test_what_is_no_answer_is_asked_for_again(
+    virtual_time: VirtualTime, kind: str, change: Callable[[bytes], httpx2.Response], times: int
+) -> None:
+    """A page of a proxy, or an answer that says nothing, ends no run and makes no second batch."""
+    simulator = Simulator(batch=BatchOptions(duration_s=1))
+    async with changed(simulator, kind, change, times=times) as claude:
+        check_all(await ran(claude, prompts(5)), 5)
+    assert repr(simulator.batches) == "Batches(1 of 1)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "error"),
+    [
+        ("list", lambda _: reply(b"{}"), anthropic.APIResponseValidationError),
+        ("list", lambda _: reply(b"{}", status=403), anthropic.PermissionDeniedError),
+        ("results", lambda _: reply(b"{}", status=403), anthropic.PermissionDeniedError),
+        ("results", lambda _: reply(b"{}", status=500), anthropic.InternalServerError),
+        ("look", edited(processing_status="ended", results_url=None), NoResults),
+    ],
+)
+async def test_what_stays_so_is_an_error(
+    virtual_time: VirtualTime,
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[bytes], httpx2.Response],
+    error: type[Exception],
+) -> None:
+    """After a day or so at most it is raised, and another run goes on where this one was."""
+    simulator = Simulator()
+    path = tmp_path / "run.jsonl"
+    async with changed(simulator, kind, change, times=math.inf) as claude:
+        with pytest.raises(error):
+            await ran(claude, prompts(2), journal=path, poll_s=HOUR_S if kind == "results" else 5)
+    assert virtual_time.now() < 30 * HOUR_S
+    async with governed(simulator) as claude:
+        check_all(await ran(claude, prompts(2), journal=path), 2)
+    assert repr(simulator.batches) == "Batches(1 of 1)"
+
+
+async def test_a_batch_deleted_before_its_results_are_read_is_submitted_again(virtual_time: VirtualTime) -> None:
+    """It had ended a moment ago."""
+    simulator = Simulator()
+    first = itertools.count()
+
+    async def between(
+        request: httpx2.Request, call: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+    ) -> httpx2.Response:
+        if kind_of(request) == "results" and next(first) == 0:
+            url = str(request.url).removesuffix("/results")
+            await call(httpx2.Request("DELETE", url, headers=request.headers))
+        return await call(request)
+
+    async with passing(Between(simulator, between)) as claude:
+        found = await ran(claude, prompts(3))
+    check_all(found, 3)
+    assert {result.attempts for result in found} == {2}
+
+
+async def test_a_search_for_a_lost_batch_is_made_again(virtual_time: VirtualTime) -> None:
+    """Where it gets no answer, it has not shown that there is none."""
+    simulator = Simulator()
+    simulator.inject("truncated", after=1)
+    count = itertools.count()
+
+    def later(content: bytes) -> httpx2.Response:
+        return reply(b"{}" if next(count) else content)
+
+    async with changed(simulator, "list", later, times=4) as claude:
+        check_all(await ran(claude, prompts(2)), 2)
+    assert repr(simulator.batches) == "Batches(1 of 1)"
+
+
+async def test_a_lost_batch_is_looked_for_until_none_is_left(virtual_time: VirtualTime) -> None:
+    """Another's of the same size that was made before it is not the end of the search, so ours is not paid twice."""
+    simulator = Simulator()
+    theirs: Any = [{"custom_id": f"x-{n}", "params": {"model": MODEL, "messages": []}} for n in range(2)]
+    first = itertools.count()
+    async with simulator.client() as other:
+
+        async def between(
+            request: httpx2.Request, call: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+        ) -> httpx2.Response:
+            if kind_of(request) == "make" and next(first) == 0:
+                await other.messages.batches.create(requests=theirs)
+                await call(request)
+                raise httpx2.ReadError("lost", request=request)
+            return await call(request)
+
+        async with passing(Between(simulator, between)) as claude:
+            found = await ran(claude, prompts(2))
+    check_all(found, 2)
+    assert {result.attempts for result in found} == {1}
+    assert repr(simulator.batches) == "Batches(2 of 2)"
+
+
+async def test_a_lost_batch_proves_itself_to_an_input_that_lacks_some_of_it(
+    virtual_time: VirtualTime, tmp_path: Path
+) -> None:
+    """Its other requests are known from the notes, so it is not taken for another's, and not paid for twice."""
+    simulator = Simulator(latency_s=1)
+    run = Killed(simulator, tmp_path)
+    # The batch exists, its answer is on the way.
+    await run.until(1.5, 5)
+    assert len(made(simulator)) == 1
+    check_all(await run.finish(3), 3)
+    assert sorted(result.index for result in await run.finish(5)) == [3, 4]
+    assert repr(simulator.batches) == "Batches(1 of 1)"
+
+
+async def test_more_batches_than_a_page_holds_are_searched(virtual_time: VirtualTime) -> None:
+    """A lost one is found behind them."""
+    simulator = Simulator()
+    theirs: Any = [{"custom_id": "x", "params": {"model": MODEL, "messages": []}}]
+    first = itertools.count()
+    async with simulator.client() as other:
+
+        async def between(
+            request: httpx2.Request, call: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+        ) -> httpx2.Response:
+            if kind_of(request) == "make" and next(first) == 0:
+                await call(request)
+                for _ in range(120):
+                    await other.messages.batches.create(requests=theirs)
+                raise httpx2.ReadError("lost", request=request)
+            return await call(request)
+
+        async with passing(Between(simulator, between)) as claude:
+            check_all(await ran(claude, prompts(2)), 2)
+    assert repr(simulator.batches) == "Batches(121 of 121)"
+
+
+# What else went wrong.
+
+
+async def test_two_runs_may_share_a_journal(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """Both of their batches are known to the next run; by its path, a journal is open once."""
+    simulator = Simulator(batch=BatchOptions(duration_s=60))
+    path = tmp_path / "run.jsonl"
+    everything = list(prompts(6))
+    async with governed(simulator) as claude:
+        with anyio.move_on_after(20):
+            async with Journal(path) as journal, anyio.create_task_group() as group:
+                for half in (everything[:3], everything[3:]):
+                    group.start_soon(lambda half: ran(claude, half, journal=journal), half)
+        check_all(await ran(claude, everything, journal=path), 6)
+        assert repr(simulator.batches) == "Batches(2 of 2)"
+        async with claude.batch([], model=MODEL, journal=path):
+            with pytest.raises(JournalError, match="another journal of it is open"):
+                await ran(claude, everything, journal=path)
+
+
+async def test_asked_live_in_between_nothing_is_answered_twice(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """A fan-out doesn't know of batches under way; the run through batches after it takes its answers."""
+    simulator = Simulator(batch=BatchOptions(duration_s=60))
+    path = tmp_path / "run.jsonl"
+    async with governed(simulator) as claude:
+        with anyio.move_on_after(20):
+            await ran(claude, prompts(3), journal=path)
+        check_all(await claude.map(prompts(3), model=MODEL, max_tokens=100, journal=path), 3)
+        (last,) = await ran(claude, prompts(4), journal=path)
+        assert last.index == 3
+        check_all(await ran(claude, prompts(4), journal=path, replay=True), 4)
+    assert [len(wires) for wires in made(simulator)] == [3, 1]
+
+
+async def test_a_batch_is_over_only_when_its_results_are_on_the_disk(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """A power failure between the two would cost the batch: results are synced lazily, notes at once."""
+    told: list[str] = []
+
+    class Watched(Journal):
+        def write(self, result: FanOutResult, *, request: str | None, params: Mapping[str, Any] | None = None) -> None:
+            told.append("result")
+            super().write(result, request=request, params=params)
+
+        def note(self, record: Mapping[str, Any]) -> None:
+            told.append(record["message_batch"])
+            super().note(record)
+
+        async def sync(self) -> None:
+            told.append("synced")
+            await super().sync()
+
+    async with governed(Simulator()) as claude, Watched(tmp_path / "run.jsonl", fsync_s=DAY_S) as journal:
+        check_all(await ran(claude, prompts(2), journal=journal), 2)
+    assert told == ["planned", "made", "result", "result", "synced", "over"]
+
+
+async def test_what_goes_into_the_body_goes_there_live_too(virtual_time: VirtualTime) -> None:
+    """`extra_body` may hold what the SDK has no param for, in a batch or not."""
+    simulator = Simulator()
+    messages = [{"role": "user", "content": "Hi"}]
+    requests = [{"custom_id": "a", "params": {"messages": messages, "extra_body": {"new": 1}}}]
+    async with governed(simulator) as claude:
+        await ran(claude, requests)
+        await ran(claude, requests, deadline_s=30)
+    batched, live = [entry.body for entry in simulator.journal if entry.method == "POST"]
+    assert batched is not None
+    assert live is not None
+    assert batched["requests"][0]["params"] == live
+
+
+async def test_headers_go_with_each_submission(virtual_time: VirtualTime) -> None:
+    """And with what is asked live; an item can't have its own, and is told so."""
+    simulator = Simulator()
+    headers = {"anthropic-beta": "output-300k-2026-03-24"}
+    own = {"custom_id": "own", "params": {"messages": [], "extra_headers": {"x": "y"}}}
+    async with governed(simulator) as claude:
+        *found, last = await ran(claude, [own, *prompts(1)], extra_headers=headers)
+        assert "item 0 has extra_headers of its own" in str([*found, last][0].error)
+        await ran(claude, prompts(1), extra_headers=headers, deadline_s=30)
+    posts = [entry for entry in simulator.journal if entry.method == "POST"]
+    assert [entry.headers.get("anthropic-beta") for entry in posts] == ["output-300k-2026-03-24"] * 2
+    assert len(made(simulator)[0]) == 1
+
+
+def test_a_batch_is_as_large_as_the_api_takes_it() -> None:
+    """100,000 requests, and 256 MB with what is around them, unless told otherwise."""
+    plan = Plan()
+    assert (plan.batch_size, plan.batch_bytes) == (100_000, 255_000_000)
+    assert plan.live_for(math.inf) == 0
+
+
+# Cut short.
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 3, 4])
+async def test_a_service_that_hangs_holds_nobody_beyond_the_deadline(
+    virtual_time: VirtualTime, tmp_path: Path, where: int
+) -> None:
+    """Be it at the mark, the submission, a look, or the cancellation; a later run goes on, and pays for no more."""
+    simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
+    path = tmp_path / "run.jsonl"
+    async with governed(simulator) as claude:
+        simulator.inject("stall_before_headers", after=where)
+        results = await ran(claude, prompts(2), journal=path, deadline_s=200, live_s=100, rng=random.Random(0))
+        assert {str(result.error) for result in results} == {"the item expired: DeadlineExceeded"}
+        assert virtual_time.now() == pytest.approx(200, abs=0.1)
+        check_all(await ran(claude, prompts(2), journal=path), 2)
+
+
+async def test_an_outage_at_the_deadline_holds_nobody(virtual_time: VirtualTime) -> None:
+    """Neither can batches be stopped or looked at, nor anything be asked live; what can be stopped later is, then."""
+    simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
+    down = False
+
+    async def between(
+        request: httpx2.Request, call: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+    ) -> httpx2.Response:
+        await anyio.sleep(1)
+        return reply(b"{}", status=500) if down else await call(request)
+
+    async with passing(Between(simulator, between)) as claude:
+        async with claude.batch(
+            prompts(4), model=MODEL, max_tokens=9, batch_size=2, deadline_s=200, live_s=100
+        ) as results:
+            await anyio.sleep(50)
+            down = True
+            found = [result async for result in results]
+            assert virtual_time.now() == pytest.approx(200, abs=0.1)
+            down = False
+        states = [batch.processing_status async for batch in claude.messages.batches.list()]
+    assert [str(result.error) for result in found] == ["the item expired: DeadlineExceeded"] * 4
+    assert states == ["canceling"] * 2
+
+
+async def test_a_results_file_that_hangs_holds_nobody_beyond_the_deadline(
+    virtual_time: VirtualTime, tmp_path: Path
+) -> None:
+    """What had come of it counts; a later run reads the rest, and pays for no more."""
+    simulator = Simulator(batch=BatchOptions(duration_s=1))
+    path = tmp_path / "run.jsonl"
+    async with governed(simulator) as claude:
+        async with claude.batch(
+            prompts(300), model=MODEL, max_tokens=9, journal=path, deadline_s=50, live_s=20
+        ) as results:
+            await anyio.sleep(1)
+            simulator.inject("stall", after=2)
+            found = [result async for result in results]
+        assert virtual_time.now() == pytest.approx(50, abs=0.1)
+        assert {str(result.error) for result in found if not result.ok} == {"the item expired: DeadlineExceeded"}
+        assert 0 < sum(result.ok for result in found) < 300
+        rest = await ran(claude, prompts(300), journal=path, max_tokens=9)
+    check_all([*(result for result in found if result.ok), *rest], 300)
+    assert len(made(simulator)) == 1
+
+
+async def unending(size: int) -> AsyncIterator[Request]:
+    """An input that comes to no end."""
+    for request in prompts(size):
+        yield request
+    await anyio.sleep_forever()
+
+
+async def test_input_that_never_ends_holds_nobody_beyond_the_deadline(virtual_time: VirtualTime) -> None:
+    """What was read for the next batch is asked live in time, though no more comes."""
+    simulator = Simulator()
+    async with governed(simulator) as claude:
+        found: list[FanOutResult] = []
+        async with claude.batch(
+            unending(150), model=MODEL, max_tokens=100, deadline_s=300, live_s=100, batch_size=100
+        ) as results:
+            async for result in results:
+                found.append(result)
+                assert virtual_time.now() < 210
+    check_all(found, 150)
+    tiers = [result.message.usage.service_tier for result in found if result.message is not None]
+    assert (tiers.count("batch"), tiers.count("standard")) == (100, 50)
+    assert virtual_time.now() == pytest.approx(300, abs=0.1)
+
+
+async def test_input_goes_on_being_told_of_after_the_deadline(virtual_time: VirtualTime) -> None:
+    """Whatever needs no waiting for is read, and has expired."""
+    simulator = Simulator(latency_s=1000)
+    async with governed(simulator) as claude:
+        results = await ran(claude, prompts(400), deadline_s=10, concurrency=2)
+    assert sorted(result.index for result in results) == list(range(400))
+    assert {str(result.error) for result in results} == {"the item expired: DeadlineExceeded"}
+
+
+async def test_what_the_service_failed_on_before_a_cancellation_is_asked_again_too(
+    virtual_time: VirtualTime, tmp_path: Path
+) -> None:
+    """It had attempts left, so the next run asks it like all that was canceled."""
+    simulator = Simulator(batch=BatchOptions(duration_s=10, errored=1.0))
+    path = tmp_path / "run.jsonl"
+    async with governed(simulator) as claude:
+        async with claude.batch(prompts(10), model=MODEL, max_tokens=100, journal=path) as results:
+            await anyio.sleep(6)
+            await results.cancel()
+            assert [str(result.error) async for result in results] == ["the item canceled"] * 10
+        (counts,) = [batch.request_counts async for batch in claude.messages.batches.list()]
+        assert counts.errored > 4
+        simulator.batches.options = BatchOptions()
+        check_all(await ran(claude, prompts(10), journal=path), 10)
+
+
+async def test_a_cancellation_that_can_not_be_noted_is_told(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """The error is the journal's own, not a group of them."""
+
+    class Full(Journal):
+        def note(self, record: Mapping[str, Any]) -> None:
+            if record["message_batch"] == "stopped":
+                raise JournalError("run.jsonl", "no room")
+            super().note(record)
+
+    simulator = Simulator()
+    async with (
+        governed(simulator) as claude,
+        Full(tmp_path / "run.jsonl") as journal,
+        claude.batch(prompts(2), model=MODEL, max_tokens=9, journal=journal) as results,
+    ):
+        await anyio.sleep(1)
+        # A look hangs.
+        simulator.inject("stall_before_headers")
+        await anyio.sleep(20)
+        with pytest.raises(JournalError, match="no room"):
+            await results.cancel()
+
+
+async def test_cancelling_does_not_wait_for_input(virtual_time: VirtualTime) -> None:
+    """What was read comes out as canceled, and the results end."""
+    async with governed(Simulator()) as claude, claude.batch(unending(5), model=MODEL) as results:
+        await anyio.sleep(1)
+        await results.cancel()
+        found = [result async for result in results]
+    assert [str(result.error) for result in found] == ["the item canceled"] * 5
+    assert virtual_time.now() == pytest.approx(1, abs=0.1)
+
+
+async def test_a_deadline_around_the_block_is_one_of_the_run(virtual_time: VirtualTime) -> None:
+    """It leaves no time for batches, or some."""
+    simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
+    async with governed(simulator) as claude:
+        with deadline(30):
+            check_all(await ran(claude, prompts(3)), 3)
+        assert made(simulator) == []
+        with deadline(1000):
+            check_all(await ran(claude, prompts(3), deadline_s=5000), 3)
+        assert len(made(simulator)) == 1
+    assert virtual_time.now() < 1000
+
+
+async def test_a_deadline_around_the_block_leaves_nothing_failed(virtual_time: VirtualTime, tmp_path: Path) -> None:
+    """What the service doesn't answer in time has expired, and is asked by a later run."""
+    path = tmp_path / "run.jsonl"
+    async with governed(Simulator(latency_s=1000)) as claude:
+        with deadline(30):
+            results = await ran(claude, prompts(3), journal=path, concurrency=2)
+    assert [str(result.error) for result in results] == ["the item expired: DeadlineExceeded"] * 3
+    async with governed(Simulator()) as claude:
+        check_all(await ran(claude, prompts(3), journal=path), 3)
+
+
+async def test_a_cancellation_cut_short_is_made_up_for_on_leaving(virtual_time: VirtualTime) -> None:
+    """A stop that was never sent leaves no batch running that nobody can collect."""
+    simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
+    async with governed(simulator) as claude:
+        async with claude.batch(prompts(3), model=MODEL, max_tokens=9) as results:
+            await anyio.sleep(1)
+            simulator.inject("stall_before_headers")
+            with anyio.move_on_after(1):
+                await results.cancel()
+        states = [batch.processing_status async for batch in claude.messages.batches.list()]
+    assert states == ["canceling"]
+
+
+async def test_a_client_that_is_closed_first_hides_no_error(virtual_time: VirtualTime) -> None:
+    """Nothing can be stopped then; what the block raises leaves it all the same."""
+    claude = governed(Simulator(batch=BatchOptions(duration_s=HOUR_S)))
+    await claude.__aenter__()
+    run = claude.batch(prompts(3), model=MODEL, max_tokens=9)
+    await run.__aenter__()
+    await anyio.sleep(1)
+    await claude.__aexit__(None, None, None)
+    await run.__aexit__(None, None, None)
+
+
+PROGRAM = """
+import sys
+import anyio
+from penstock import Client
+
+async def main():
+    requests = ({"custom_id": f"row-{n}", "params": {"messages": [{"role": "user", "content": f"Number {n}"}]}}
+                for n in range(int(sys.argv[3])))
+    async with Client(api_keys=["sk-sim-1"], base_url=sys.argv[1], log=False) as claude:
+        async with claude.batch(
+            requests, model="claude-haiku-5-5", max_tokens=100, journal=sys.argv[2], batch_size=20, poll_s=0.02
+        ) as results:
+            async for result in results:
+                print(result.custom_id, flush=True)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_killed_for_good_nothing_is_lost_or_paid_for_twice(tmp_path: Path) -> None:
+    """By SIGKILL, while the second of three batches is being submitted."""
+    simulator = Simulator(latency_s=0.05, batch=BatchOptions(duration_s=0.2))
+    path = tmp_path / "run.jsonl"
+    told: list[str] = []
+    lines: list[str] = []
+    with serving(simulator) as url:
+        for most in (4, None):
+            told += _told(simulator, url, path, most)
+            lines = [json.loads(line)["custom_id"] for line in path.read_bytes().split(b"\n")[:-1]]
+            assert set(told) <= set(lines)
+    assert sorted(lines) == sorted(f"row-{number}" for number in range(60))
+    assert len(told) == len(set(told))
+    assert repr(simulator.batches) == "Batches(3 of 3)"
+
+
+def _told(simulator: Simulator, url: str, path: Path, most: int | None) -> list[str]:
+    """Run the program, kill it when it has sent so many requests, and give what it said."""
+    before = len(simulator.journal)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC", "PENSTOCK"))}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, url, path, "60"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        while most is not None and len(simulator.journal) < before + most:
+            threading.Event().wait(0.005)
+        if most is not None:
+            child.send_signal(signal.SIGKILL)
+        return child.communicate(timeout=60)[0].split()
+
+
 def test_what_it_is_made_of_shows_no_content() -> None:
     """Neither params nor prompts are in what is printed of its parts."""
-    desk: Any = None
+    desk = Desk.__new__(Desk)
+    desk.ledger = Ledger(None)
     with Spool(None) as spool:
         place = spool.add(Head(index=0, custom_id="a", digest="0" * 16, wire_id="a-0"), b'{"secret": 1}')
         assert spool.request(place) == {"custom_id": "a-0", "params": {"secret": 1}}
         assert repr(spool) == "<Spool of 54 bytes>"
-    assert repr(Submitter(Desk.__new__(Desk))).startswith("<Submitter")
+    assert repr(Submitter(desk)).startswith("<Submitter")
     assert repr(Delays(5.0, random.Random(0))) == "<Delays, next 5 s>"
     assert repr(Ledger(None)) == "<Ledger of 0 batches under way, 0 in all>"
     assert "Remote" in repr(Remote(Simulator().client()))
-    assert repr(Follower(desk, max_attempts=3)) == "<Follower, up to 3 attempts>"
+    assert repr(Follower(desk)) == "<Follower of <Ledger of 0 batches under way, 0 in all>>"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Client, FanOutResult, Limits, Progress, RetryOptions
+from penstock.batch.fan_out import FanOut
 from penstock.batch.progress import ProgressReporter, Tally, quota_use
 from penstock.simulator import Simulator
 
@@ -206,3 +207,23 @@ class TestFanOut:
             await claude.map(["x"] * 20, model=MODEL, concurrency=20, on_progress=told.append)
         assert told[-1].quota_use is not None
         assert told[-1].quota_use == pytest.approx(20 / 60, abs=0.01)
+
+
+@pytest.mark.parametrize("model", [None, 5, []])
+def test_answers_without_a_model_cost_nothing(model: Any) -> None:
+    """Whatever a compatible server sends in its place, counting goes on."""
+    tally = Tally(total=None, now=0.0)
+    for result in (answer(model=model), answer()):
+        tally.add(result)
+    progress = tally.snapshot(now=1.0)
+    assert (progress.answered, progress.input_tokens, progress.cost_usd) == (2, 2000, answer().cost_usd)
+
+
+def test_who_is_told_must_be_no_coroutine_function() -> None:
+    """It would never run, which nobody would be told."""
+
+    async def told(_: Progress) -> None:
+        """Would be awaited by nobody."""
+
+    with pytest.raises(TypeError, match="on_progress must be an ordinary function"):
+        FanOut(Simulator().client(), [], on_progress=told)

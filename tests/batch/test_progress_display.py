@@ -4,13 +4,18 @@ import importlib.util
 import io
 import sys
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from penstock import Progress
+from penstock.batch.fan_out import FanOut
 from penstock.batch.progress_display import ProgressBar, ProgressLines, display, told
+from penstock.simulator import Simulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Terminal(io.StringIO):
@@ -77,6 +82,9 @@ def test_lines_are_plain() -> None:
     [
         ({}, "$1.23 of about $10.20"),
         ({"cost_usd": Decimal("0.00012"), "expected_cost_usd": Decimal("0.5")}, "$0.0001 of about $0.5000"),
+        ({"cost_usd": Decimal("0.00002"), "expected_cost_usd": Decimal("0.5")}, "less than $0.0001 of about $0.5000"),
+        ({"cost_usd": Decimal("0.00002"), "expected_cost_usd": Decimal("0.00004")}, "less than $0.0001"),
+        ({"cost_usd": Decimal("0.00002"), "expected_cost_usd": None}, "less than $0.0001"),
         ({"expected_cost_usd": None}, "$1.23"),
     ],
 )
@@ -150,3 +158,28 @@ def test_it_goes_to_the_standard_error(capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "1,234 of 10,000 done" in captured.err
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["without", "closed"])
+async def test_without_a_standard_error_nothing_is_shown(
+    closed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program without a console, or one that closed it, runs all the same."""
+    file = io.StringIO()
+    file.close()
+    monkeypatch.setattr(sys, "stderr", file if closed else None)
+    async with FanOut(
+        Simulator().client(), ["x"], model="claude-haiku-5-5", max_tokens=9, progress=True, journal=tmp_path / "run"
+    ) as results:
+        assert [result.ok async for result in results] == [True]
+
+
+async def test_a_standard_error_that_is_no_file_leaves_the_journal_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What can't be shown is found before the journal is open: it isn't made, and nobody is locked out of it."""
+    monkeypatch.setattr(sys, "stderr", object())
+    fan_out = FanOut(Simulator().client(), ["x"], progress=True, journal=tmp_path / "run")
+    with pytest.raises(AttributeError):
+        await fan_out.__aenter__()
+    assert not (tmp_path / "run").exists()

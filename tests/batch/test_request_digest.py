@@ -75,3 +75,12 @@ def test_encoded_params_are_what_is_sent() -> None:
 def test_it_tells_nothing_of_the_params() -> None:
     """Its text says how many there are."""
     assert repr(RequestDigest({"system": "secret"})) == "<RequestDigest, 1 params in common>"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_does_not_have_are_refused(value: float) -> None:
+    """The API could not be sent them, and no other reader of the journal could read them."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RequestDigest({})({"metadata": {"number": value}})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode_params({"metadata": [value]})

@@ -198,3 +198,10 @@ async def test_a_result_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps(result)) == result
     read = FanOutResult.from_line(result.to_dict(), index=0)
     assert pickle.loads(pickle.dumps(read)) == read
+
+
+@pytest.mark.parametrize("model", [None, 5, []])
+def test_an_answer_without_a_model_has_no_known_cost(model: object) -> None:
+    """A compatible server may send what it likes."""
+    message = Message.construct(model=model, usage={"input_tokens": 1, "output_tokens": 1})
+    assert FanOutResult(custom_id="a", index=0, message=message).cost_usd is None

@@ -137,6 +137,25 @@ class TestResume:
             assert len(simulator.journal) == 3
         assert sorted(ids(path)) == ["1", "bad"]
 
+    async def test_a_request_that_was_wrong_can_be_mended(self, path: Path) -> None:
+        """A mistyped model fails all; with the right one, what failed is asked again, and what is answered is not."""
+        simulator = Simulator()
+        async with governed(simulator) as claude:
+            first = await claude.map([request("a"), request("b", model="claude-hiku")], model=MODEL, journal=path)
+            assert [result.ok for result in first] == [True, False]
+            mended, changed = [request("a"), request("b")], [request("a", "other"), request("b")]
+            (_, refused) = await claude.map(mended, model=MODEL, journal=path)
+            assert isinstance(refused.error, JournalError)
+            again = await claude.map(mended, model=MODEL, journal=path, retry_failed=True)
+            assert [(result.ok, result.replayed) for result in again] == [(True, True), (True, False)]
+            assert len(simulator.journal) == 3
+            for retry_failed in (False, True):
+                (error, kept) = await claude.map(changed, model=MODEL, journal=path, retry_failed=retry_failed)
+                assert isinstance(error.error, JournalError)
+                assert kept.replayed
+            assert len(simulator.journal) == 3
+        assert sorted(ids(path)) == ["a", "b"]
+
     async def test_a_changed_request_is_an_error(self, path: Path) -> None:
         """Of the item alone, without a request, and without harm to what stands there."""
         simulator = Simulator()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import anthropic
 import httpx2
+from anthropic.types import Message
 
 from penstock.batch.result import FanOutResult, is_final
 from penstock.core.context import Patience, Priority, current_labels, labels, on_call_end, patience
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anthropic import AsyncAnthropic
-    from anthropic.types import Message
 
     from penstock.batch.items import Item
     from penstock.batch.journal import Journal
@@ -127,7 +127,7 @@ async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> F
     try:
         given: dict[str, Any] = {"priority": _priority(), **item.labels}
         with labels(**given), patience(_PATIENCE), on_call_end(ended.append):
-            message = cast("Message", await sdk.messages.create(**_timed(sdk, item.params)))
+            message = _checked(cast("object", await sdk.messages.create(**_timed(sdk, item.params))))
         if output is not None:
             parsed = output.parsed(message)
     except Exception as error:  # noqa: BLE001 - the failure is the result
@@ -158,6 +158,13 @@ def fitted(result: FanOutResult, output: OutputFormat | None) -> FanOutResult:
         return replace(result, parsed=output.parsed(result.message), error=None)
     except InvalidOutput as error:
         return replace(result, error=error)
+
+
+def _checked(answer: object) -> Message:
+    """Return an answer, if it is a message: the SDK hands on any JSON that comes with a 200."""
+    if isinstance(answer, Message):
+        return answer
+    raise ValueError("the API's answer is no message")
 
 
 def _priority() -> Priority:

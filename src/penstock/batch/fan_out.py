@@ -20,7 +20,7 @@ from penstock.batch.intake import Intake
 from penstock.batch.items import Request
 from penstock.batch.journal import Journal
 from penstock.batch.output_format import OutputFormat
-from penstock.batch.progress import ProgressReporter, Tally
+from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
 from penstock.batch.result import FanOutResult
 from penstock.errors import JournalError
 
@@ -60,7 +60,7 @@ class FanOut:
             of those that are finished, once there are 20 of them.
         journal: A file that every result is written to before it is given; what stands there is not asked again. Or a
             `Journal` that is open.
-        retry_failed: Ask items again that failed by the journal.
+        retry_failed: Ask items again that failed by the journal, also where their request has changed.
         replay: Give results for items that are not asked again, too.
         keep_params: Keep the params of failed items in the journal.
         output_format: A type whose JSON schema the answers must fit; `result.parsed` is of that type.
@@ -73,7 +73,8 @@ class FanOut:
 
     Raises:
         ValueError: A bad `concurrency`, `order` or `max_failures`, or an option that needs a journal without one.
-        TypeError: `requests` is a single text, or can't be iterated over; `output_format` has no JSON schema.
+        TypeError: `requests` is a single text, or can't be iterated over; `output_format` has no JSON schema;
+            `on_progress` is a coroutine function.
 
     Example:
         >>> async def main() -> None:
@@ -112,6 +113,7 @@ class FanOut:
             replay=replay,
             keep_params=keep_params,
         )
+        check_on_progress(on_progress)
         output = None if output_format is None else OutputFormat(output_format)
         self._intake = Intake(requests, params, output=output, retry_failed=retry_failed, replay=replay)
         self._concurrency = concurrency
@@ -155,6 +157,8 @@ class FanOut:
         if self._entered:
             raise RuntimeError("a fan-out runs once; make a new one")
         self._entered = True
+        # Before anything is open, because it may fail.
+        sinks = self._sinks()
         if self._own_journal is not None:
             await self._own_journal.__aenter__()
         self._intake.journal = self._journal
@@ -163,11 +167,11 @@ class FanOut:
         await self._group.__aenter__()
         if self._journal is not None:
             self._group.start_soon(self._keep_synced, self._journal)
-        self._report(self._group)
+        self._report(self._group, sinks)
         self._add_worker()
         return self
 
-    def _report(self, group: TaskGroup) -> None:
+    def _sinks(self) -> list[tuple[OnProgress, float]]:
         sinks: list[tuple[OnProgress, float]] = []
         if self._on_progress is not None:
             sinks.append((self._on_progress, _ON_PROGRESS_EVERY_S))
@@ -175,6 +179,9 @@ class FanOut:
             from penstock.batch.progress_display import display  # noqa: PLC0415 - few ask for it
 
             sinks.append(display())
+        return sinks
+
+    def _report(self, group: TaskGroup, sinks: list[tuple[OnProgress, float]]) -> None:
         if sinks:
             tally = Tally(total=self._total, now=anyio.current_time(), quota_use=self._quota_use)
             self._asker.tally = tally

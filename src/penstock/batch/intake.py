@@ -132,7 +132,7 @@ class Intake:
         if self.journal is None:
             return item
         item.request = self._digest(own)
-        entry = self.journal.find(item.custom_id, item.request)
+        entry = self.journal.find(item.custom_id, item.request, retry_failed=self.retry_failed)
         if entry is None or (self.retry_failed and not entry.ok):
             return item
         self.resumed += 1

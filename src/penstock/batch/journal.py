@@ -47,6 +47,7 @@ __all__ = ["DeadLetter", "Entry", "Journal"]
 T = TypeVar("T")
 
 _logger: Final = logging.getLogger("penstock")
+_FAILED: Final = ", which failed: retry_failed asks it again as it is now"
 
 
 class Journal:
@@ -184,7 +185,7 @@ class Journal:
 
     # What it holds
 
-    def find(self, custom_id: str, request: str | None) -> Entry | None:
+    def find(self, custom_id: str, request: str | None, *, retry_failed: bool = False) -> Entry | None:
         """Look up what an earlier run wrote of an item.
 
         What this run writes is found only for items that had a line before: a million new ones take no memory.
@@ -192,21 +193,23 @@ class Journal:
         Args:
             custom_id: Of the item.
             request: Digest of its request, from `RequestDigest`; `None` to take any.
+            retry_failed: Whether an item that failed may be asked again as another request.
 
         Returns:
             What is there; `None` if the item has yet to be asked.
 
         Raises:
-            JournalError: The line is that of another request.
+            JournalError: The line is that of another request, which was answered, or failed without `retry_failed`.
         """
         entry = self._index.get(custom_id)
         if entry is None or entry.state is State.UNASKED:
             return None
-        if entry.request and request is not None and entry.request != int(request, 16):
+        changed = entry.request and request is not None and entry.request != int(request, 16)
+        if changed and (entry.ok or not retry_failed):
             raise JournalError(
                 str(self.path),
-                f"{custom_id[:64]!r} stands there for another request (prompt, model or any param). Give changed "
-                "requests new custom_ids, or give the run another journal",
+                f"{custom_id[:64]!r} stands there for another request (prompt, model or any param)"
+                f"{'' if entry.ok else _FAILED}. Give changed requests new custom_ids, or give the run another journal",
             )
         return entry
 

@@ -20,7 +20,7 @@ from enum import IntEnum
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from penstock.batch.request_digest import encode_params
 
@@ -36,7 +36,8 @@ _Fields: TypeAlias = Mapping[str, Any]
 _NOTHING: Final[_Fields] = {}
 _BEGINNING: Final = b'{"custom_id"'
 _BOM: Final = b"\xef\xbb\xbf"
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_encode: Final = json.JSONEncoder(separators=(",", ":"), default=to_jsonable_python).encode
+_MOST: Final = (1 << 64) - 1
 
 
 class State(IntEnum):
@@ -143,9 +144,12 @@ def _state(result: _Fields, told: _Fields) -> State:
 
 def _request(told: _Fields) -> int:
     try:
-        return int(told.get("request", "0"), 16)
+        request = int(told.get("request", "0"), 16)
     except (TypeError, ValueError):
-        raise ValueError("has a digest that is none") from None
+        request = -1
+    if not 0 <= request <= _MOST:
+        raise ValueError("has a digest that is none")
+    return request
 
 
 def is_torn(raw: bytes) -> bool:

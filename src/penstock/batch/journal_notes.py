@@ -35,7 +35,7 @@ class JournalNotes:
         self.all: list[dict[str, Any]] = []
         self._path = path
         self._file: JournalFile | None = None
-        if path.exists():
+        if self._exists():
             self._file = JournalFile(path)
             try:
                 self._load(self._file)
@@ -45,6 +45,12 @@ class JournalNotes:
 
     def __repr__(self) -> str:
         return f"<JournalNotes {self._path.name}, {len(self.all)} notes>"
+
+    def _exists(self) -> bool:
+        try:
+            return self._path.exists()
+        except OSError as error:
+            raise JournalError(str(self._path), f"{error.strerror or error}") from error
 
     def _load(self, file: JournalFile) -> None:
         for number, (start, raw) in enumerate(file.lines(), 1):

@@ -9,11 +9,12 @@ to functions: run it in a task group, cancel that, call `end`. `penstock.batch.p
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import anyio
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from penstock.admission.statistics import AdmitStatistics
     from penstock.batch.result import FanOutResult
 
-__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "quota_use"]
+__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "check_on_progress", "quota_use"]
 
 _logger: Final = logging.getLogger("penstock")
 
@@ -83,6 +84,16 @@ class Progress:
 OnProgress: TypeAlias = "Callable[[Progress], object]"
 
 
+def check_on_progress(on_progress: OnProgress | None) -> None:
+    """Refuse what would never run.
+
+    Raises:
+        TypeError: It is a coroutine function.
+    """
+    if inspect.iscoroutinefunction(on_progress):
+        raise TypeError("on_progress must be an ordinary function: it is called, not awaited")
+
+
 class _Spent:
     """Adds up what answers cost, with one look at the price list for many of them.
 
@@ -98,7 +109,8 @@ class _Spent:
 
     def add(self, result: FanOutResult, message: Message, usage: Usage) -> None:
         beside: object = getattr(getattr(message, "usage", None), "model_extra", None)
-        if beside or usage.total_input_tokens > _SHORT_TOKENS:
+        named = isinstance(cast("object", message.model), str)
+        if beside or not named or usage.total_input_tokens > _SHORT_TOKENS:
             self._usd += result.cost_usd or 0
             return
         key = (message.model, usage.service_tier, usage.speed)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from decimal import Decimal
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from rich.console import Console
 
     from penstock.batch.progress import OnProgress, Progress
@@ -21,6 +20,7 @@ __all__ = ["ProgressBar", "ProgressLines", "display", "told"]
 
 _LINE_EVERY_S = 5.0
 _BAR_EVERY_S = 0.25
+_LEAST_USD = Decimal("0.0001")
 
 
 def display(file: TextIO | None = None) -> tuple[OnProgress, float]:
@@ -29,12 +29,18 @@ def display(file: TextIO | None = None) -> tuple[OnProgress, float]:
     Args:
         file: Where to; the standard error by default.
     """
-    out = sys.stderr if file is None else file
+    out: TextIO | None = sys.stderr if file is None else file
+    if out is None or out.closed:
+        return _nowhere, _LINE_EVERY_S
     if out.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console  # noqa: PLC0415 - belongs to an extra
 
         return ProgressBar(Console(file=out, force_terminal=True)), _BAR_EVERY_S
     return ProgressLines(out), _LINE_EVERY_S
+
+
+def _nowhere(_: Progress) -> None:
+    """Show nothing: a program without a console has no standard error."""
 
 
 class ProgressLines:
@@ -122,10 +128,14 @@ def _cost(progress: Progress) -> str:
         return ""
     if progress.expected_cost_usd is None or progress.ended:
         return _usd(progress.cost_usd)
+    if progress.expected_cost_usd < _LEAST_USD:
+        return _usd(progress.expected_cost_usd)
     return f"{_usd(progress.cost_usd)} of about {_usd(progress.expected_cost_usd)}"
 
 
 def _usd(amount: Decimal) -> str:
+    if amount < _LEAST_USD:
+        return f"less than ${_LEAST_USD}"
     return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 

@@ -28,7 +28,7 @@ def _plain(value: object) -> object:
     raise TypeError(f"params must be what JSON can hold, and {type(value).__name__} is not")
 
 
-_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain).encode
+_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain, allow_nan=False).encode
 
 
 class RequestDigest:
@@ -62,7 +62,7 @@ class RequestDigest:
 
         Raises:
             TypeError: They are nothing that JSON can hold.
-            ValueError: They contain themselves.
+            ValueError: They contain themselves, or a number that JSON doesn't have (`nan`, `inf`).
         """
         if self._encoded is None:
             # Not when it is made: params that can't be encoded fail the items, as they would fail the requests.

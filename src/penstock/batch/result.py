@@ -101,7 +101,7 @@ class FanOutResult:
     @property
     def cost_usd(self) -> Decimal | None:
         """What the answer cost, in USD; `None` if there is none, or no price is known for its model."""
-        if self.message is None:
+        if self.message is None or not isinstance(cast("object", self.message.model), str):
             return None
         from penstock.costs.prices import cost  # noqa: PLC0415 - the price tables take a third of a second to load
 

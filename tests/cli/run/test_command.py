@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -611,3 +612,60 @@ def test_interrupted_batches_go_on(api: Api, prompts: Path, tmp_path: Path) -> N
     assert main(["run", *shlex.split(again)]) == 0
     assert results(output) == dict.fromkeys("012", "succeeded")
     assert submitted() == 1
+
+
+def test_a_mistyped_model_can_be_mended(api: Api, prompts: Path, tmp_path: Path) -> None:
+    """All fail; with the right model and `--retry-failed` the same file holds the answers."""
+    out = tmp_path / "results.jsonl"
+    assert api.run(prompts, "-o", out, "--model", "claude-hiku")[0] == 1
+    code, _, err = api.run(prompts, "-o", out, *HAIKU, "--resume")
+    assert code == 2
+    assert "retry_failed" in err
+    assert api.run(prompts, "-o", out, *HAIKU, "--retry-failed")[0] == 0
+    assert set(results(out).values()) == {"succeeded"}
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_an_output_without_a_name_is_refused(name: str, api: Api, prompts: Path) -> None:
+    """A folder has no file beside it that could hold a run's notes."""
+    code, _, err = api.run(prompts, "-o", name, *HAIKU)
+    assert code == 2
+    assert "it is a folder. Give the path of a file" in err
+
+
+def test_an_output_with_a_bad_name_is_refused(api: Api, prompts: Path, tmp_path: Path) -> None:
+    """A name that no file can have."""
+    code, _, err = api.run(prompts, "-o", tmp_path / ("x" * 300), *HAIKU)
+    assert code == 2
+    assert "can't be used: File name too long" in err
+    assert not api.bodies()
+
+
+def test_without_a_standard_output_a_file_is_asked_for(
+    api: Api, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed one would lose answers that were paid for."""
+    monkeypatch.setattr(sys, "stdout", None)
+    code, _, err = api.run(prompts, *HAIKU)
+    assert code == 2
+    assert "the standard output is closed: give a file of results with -o" in err
+    assert not api.bodies()
+
+
+class Gone(io.StringIO):
+    """A standard error whose reader has left."""
+
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError(32, text)
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()], ids=["closed", "broken"])
+@pytest.mark.parametrize("flags", [(), ("--progress",)], ids=["plain", "progress"])
+def test_it_runs_without_a_standard_error(
+    stderr: object, flags: tuple[str, ...], api: Api, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told, and everything is asked; the exit code is that of the run."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    out = prompts.with_name("results.jsonl")
+    assert api.run(prompts, "-o", out, *HAIKU, *flags)[0] == 0
+    assert len(results(out)) == 3

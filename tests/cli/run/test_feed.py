@@ -195,3 +195,14 @@ async def test_changed_requests_of_a_pipe_end_it(piped: tuple[Feed, int], path: 
         assert name_of(await anext(feed)) == "0"
         with pytest.raises(BadInput, match="line 2: journal"):
             await anext(feed)
+
+
+async def test_a_failure_may_be_asked_again_as_another_request(file_feed: FileFeed, path: Path) -> None:
+    """With the model spelled right, say; without `retry_failed` the line is told."""
+    async with await journal_of(path.with_name("out"), {"0": ("one", True), "1": ("two", False)}) as journal:
+        feed = file_feed("one\nzwei")
+        with pytest.raises(BadInput, match=r"line 2: journal .*'1' stands there for another request.*retry_failed"):
+            await feed.look_up(journal, COMMON, retry_failed=False)
+        feed = file_feed("one\nzwei")
+        await feed.look_up(journal, COMMON, retry_failed=True)
+        assert [name_of(fields) async for fields in feed] == ["1"]

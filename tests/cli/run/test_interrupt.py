@@ -124,6 +124,14 @@ async def test_the_cursor_is_shown_again(monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(writer)
 
 
+@pytest.mark.usefixtures("left")
+async def test_without_a_standard_error_it_ends_at_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have none."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(Left, match="143"):
+        interrupt._leave(143)
+
+
 def test_in_another_thread_it_does_nothing() -> None:
     """Signals belong to the main thread; elsewhere the block runs without."""
     codes: list[int] = []

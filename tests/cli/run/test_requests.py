@@ -152,6 +152,8 @@ def test_a_key_may_name_requests() -> None:
         ("Hello", "not JSON: Expecting value at character 1; for plain prompts, give --format text"),
         ('{"a": NaN}', "not JSON: NaN is no JSON"),
         (f'{{"a": {"9" * 5000}}}', "not JSON: Exceeds the limit"),
+        ('{"a": 1e400}', "not JSON: Out of range float values"),
+        (f'{{"a": {"9" * 250}e99}}', "not JSON: Out of range float values"),
         ("[" * 100_000, "nested too deeply"),
         ('{"prompt": "\\ud83d"}', "holds half of a surrogate pair"),
         ('[{"prompt": "a"}]', "a JSON array: write one request a line, as `jq -c '.[]'` does"),
@@ -249,3 +251,10 @@ def test_fields_may_be_long() -> None:
     """A field has no other bound than a line has."""
     (prompt,) = prompts(f"prompt\n{'x' * 1_000_000}", format="csv").values()
     assert len(prompt) == 1_000_000
+
+
+def test_great_numbers_are_numbers() -> None:
+    """What a number that overflows looks like may be a text, or a whole number."""
+    text = '{"prompt": "1e400", "seed": ' + "9" * 250 + "}"
+    (found,) = requests(iter([(1, text)]), Reading(format="jsonl"))
+    assert found.fields["params"]["messages"][0]["content"] == "1e400"

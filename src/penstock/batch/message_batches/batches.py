@@ -18,15 +18,15 @@ import anyio
 
 from penstock.batch.journal import Journal
 from penstock.batch.message_batches.desk import Desk
-from penstock.batch.message_batches.intake import BatchIntake
 from penstock.batch.message_batches.ledger import Ledger
-from penstock.batch.message_batches.options import check_journal_options, check_seconds, check_whole
+from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan, check_journal_options
 from penstock.batch.message_batches.remote import Remote
-from penstock.batch.message_batches.run import Plan, Run
-from penstock.batch.message_batches.spool import Spool
+from penstock.batch.message_batches.requests import BatchIntake, Spool
+from penstock.batch.message_batches.run import Run
 from penstock.batch.output_format import OutputFormat
-from penstock.batch.progress import ProgressReporter, Tally
+from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
 from penstock.batch.result import FanOutResult
+from penstock.core.context import current_deadline
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
     from anyio.abc import TaskGroup
-    from anyio.streams.memory import MemoryObjectReceiveStream
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
     from penstock.batch.items import Request
     from penstock.batch.progress import OnProgress
@@ -45,9 +45,6 @@ __all__ = ["MessageBatches"]
 
 _logger: Final = logging.getLogger("penstock")
 
-_MOST_REQUESTS: Final = 100_000
-# 256 MB, less what the body has around its requests.
-_MOST_BYTES: Final = 255_000_000
 _BUFFERED: Final = 64
 _ON_PROGRESS_EVERY_S: Final = 1.0
 _STOPPED_WITHIN_S: Final = 10.0
@@ -83,7 +80,8 @@ class MessageBatches:
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: `requests` is a single text, or can't be iterated over; or no schema can be made of `output_format`.
+        TypeError: `requests` is a single text, or can't be iterated over; no schema can be made of `output_format`; or
+            `on_progress` is a coroutine function.
 
     Example:
         >>> async def main() -> None:
@@ -104,8 +102,8 @@ class MessageBatches:
         replay: bool = False,
         keep_params: bool = False,
         output_format: Any = None,
-        batch_size: int = _MOST_REQUESTS,
-        batch_bytes: int = _MOST_BYTES,
+        batch_size: int = MOST_REQUESTS,
+        batch_bytes: int = MOST_BYTES,
         max_attempts: int = 3,
         poll_s: float = 5.0,
         deadline_s: float | None = None,
@@ -117,14 +115,18 @@ class MessageBatches:
         rng: random.Random | None = None,
         **params: Any,
     ) -> None:
+        check_on_progress(on_progress)
         check_journal_options(journal, params, retry_failed=retry_failed, replay=replay, keep_params=keep_params)
-        check_whole("batch_size", batch_size, _MOST_REQUESTS)
-        check_whole("batch_bytes", batch_bytes, _MOST_BYTES)
-        check_whole("max_attempts", max_attempts)
-        check_whole("concurrency", concurrency)
-        check_seconds("poll_s", poll_s)
-        check_seconds("deadline_s", deadline_s)
-        check_seconds("live_s", live_s)
+        self._plan = Plan(
+            batch_size=batch_size,
+            batch_bytes=batch_bytes,
+            max_attempts=max_attempts,
+            poll_s=poll_s,
+            deadline_s=deadline_s,
+            live_s=live_s,
+            concurrency=concurrency,
+            params=params,
+        )
         self._sdk = sdk
         self._journal = journal
         self._keep_params = keep_params
@@ -132,14 +134,8 @@ class MessageBatches:
         self._intake = BatchIntake(requests, params, output=self._output, retry_failed=retry_failed, replay=replay)
         self._progress, self._on_progress = progress, on_progress
         self._total = len(requests) if total is None and isinstance(requests, Sized) else total
-        self._batch_size, self._batch_bytes = batch_size, batch_bytes
-        self._max_attempts = max_attempts
-        self._poll_s = poll_s
-        self._deadline_s = math.inf if deadline_s is None else deadline_s
-        self._live_s = max((deadline_s or 0.0) / 10, 60.0) if live_s is None else live_s
-        self._concurrency = concurrency
         self._rng = rng or random.Random()
-        self._entered = self._over = False
+        self._entered = False
         self._error: Exception | None = None
         self._group: TaskGroup | None = None
         # Made on entry: one that is never entered has nothing to close.
@@ -168,23 +164,12 @@ class MessageBatches:
             stack.enter_context(send)
             self._intake.journal = journal
             tally = self._tally()
-            self._desk = Desk(
-                remote=Remote(self._sdk),
-                ledger=Ledger(journal),
-                spool=spool,
-                results=send,
-                journal=journal,
-                output=self._output,
-                tally=tally,
-                poll_s=self._poll_s,
-                deadline_at=anyio.current_time() + self._deadline_s,
-                rng=self._rng,
-                stage="live" if self._live_s >= self._deadline_s else "batches",
-            )
-            self._run = self._made(self._desk)
+            self._run = self._made(journal, spool, send, tally)
             reporter = None if tally is None else self._reporter(tally)
             if reporter is not None:
                 stack.callback(reporter.end)
+            if journal is None:
+                stack.push_async_callback(self._stop)
             self._stack = stack.pop_all()
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
@@ -212,20 +197,34 @@ class MessageBatches:
             return self._journal
         return await stack.enter_async_context(Journal(self._journal, keep_params=self._keep_params))
 
-    def _made(self, desk: Desk) -> Run:
-        plan = Plan(
-            batch_size=self._batch_size,
-            batch_bytes=self._batch_bytes,
-            max_attempts=self._max_attempts,
-            live_at=desk.deadline_at - self._live_s,
-            concurrency=self._concurrency,
+    def _made(
+        self,
+        journal: Journal | None,
+        spool: Spool,
+        results: MemoryObjectSendStream[FanOutResult],
+        tally: Tally | None,
+    ) -> Run:
+        # A deadline around the block is one of the run, too.
+        deadline_at = min(anyio.current_time() + (self._plan.deadline_s or math.inf), current_deadline())
+        left_s = deadline_at - anyio.current_time()
+        live_s = self._plan.live_for(left_s)
+        self._desk = Desk(
+            plan=self._plan,
+            remote=Remote(self._sdk, deadline_at=deadline_at, sending=self._plan.sending),
+            ledger=Ledger(journal),
+            spool=spool,
+            results=results,
+            journal=journal,
+            output=self._output,
+            tally=tally,
+            rng=self._rng,
+            stage="live" if live_s >= left_s else "batches",
         )
-        return Run(self._sdk, desk, self._intake, plan)
+        return Run(self._sdk, self._desk, self._intake, live_at=deadline_at - live_s)
 
     async def _work(self) -> None:
         try:
             await self._run.work()
-            self._over = True
         except Exception as error:  # noqa: BLE001 - raised to the caller, after the results
             self._error = _first(error)
         finally:
@@ -250,11 +249,14 @@ class MessageBatches:
         try:
             # Without the block's exception, which would come out wrapped in an ExceptionGroup.
             await group.__aexit__(None, None, None)
-            if self._desk.journal is None and not self._over:
-                with anyio.move_on_after(_STOPPED_WITHIN_S, shield=True):
-                    await self._run.stop_all()
         finally:
             await self._close(quietly=error is not None)
+
+    async def _stop(self) -> None:
+        """Stop what nobody could collect, even where the block was cancelled."""
+        self._desk.remote.deadline_at = math.inf
+        with anyio.move_on_after(_STOPPED_WITHIN_S, shield=True):
+            await self._run.stop_all()
 
     async def _close(self, *, quietly: bool) -> None:
         try:
@@ -290,10 +292,14 @@ class MessageBatches:
 
         Raises:
             RuntimeError: It has not begun.
+            JournalError: That can't be noted.
         """
         if self._group is None:
             raise RuntimeError("use it inside `async with …batch(…) as results:`")
-        await self._run.turn("cancelled")
+        try:
+            await self._run.turn("cancelled")
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
 
 
 def _first(error: Exception) -> Exception:

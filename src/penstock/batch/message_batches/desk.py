@@ -7,36 +7,41 @@ before anybody is told of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
+import anyio.lowlevel
 
 from penstock.batch.ask import fitted
 from penstock.batch.digests import DigestMap
-from penstock.batch.message_batches.intake import encoded, wire_id
-from penstock.batch.message_batches.spool import Head
+from penstock.batch.message_batches.requests import Head, encoded, wire_id
 from penstock.batch.result import FanOutResult, is_final
 from penstock.errors import ItemFailed
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import AsyncIterator
 
     from anyio.streams.memory import MemoryObjectSendStream
 
     from penstock.batch.items import Item
     from penstock.batch.journal import Journal
     from penstock.batch.message_batches.ledger import Batch, Ledger
+    from penstock.batch.message_batches.plan import Plan
     from penstock.batch.message_batches.remote import Remote
-    from penstock.batch.message_batches.spool import Spool
+    from penstock.batch.message_batches.requests import Spool
     from penstock.batch.output_format import OutputFormat
     from penstock.batch.progress import Tally
 
-__all__ = ["NO_BATCH", "Desk", "Stage"]
+__all__ = ["AT_A_STRETCH", "NO_BATCH", "Desk", "Stage", "result_of"]
 
 Stage = Literal["batches", "live", "cancelled"]
-NO_BATCH = 0
-_LONGEST_S = 60.0
-_GROWTH = 1.5
+NO_BATCH: Final = 0
+_FINISHED: Final = (1 << 64) - 1
+# How many requests may be read from the disk before others have a turn.
+AT_A_STRETCH: Final = 100
+_LONGEST_S: Final = 60.0
+_GROWTH: Final = 1.5
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -44,20 +49,20 @@ class Desk:
     """One run's state.
 
     Attributes:
+        plan: How it goes.
         remote: Asks the API about batches.
         ledger: The batches under way.
-        spool: The requests under way.
+        spool: The requests that were read.
         results: Where results go.
         journal: Of the run.
         output: What answers are to fit.
         tally: Counts, if anybody wants to know.
-        poll_s: Seconds until a batch is looked at for the first time.
-        deadline_at: Time of the event loop by which all must be over.
         rng: Source of jitter.
         stage: `batches` until what remains is to be asked live, or not at all.
         places: Where each request is in the spool, and the number of the batch that it is with.
     """
 
+    plan: Plan
     remote: Remote
     ledger: Ledger
     spool: Spool
@@ -65,67 +70,73 @@ class Desk:
     journal: Journal | None
     output: OutputFormat | None
     tally: Tally | None
-    poll_s: float
-    deadline_at: float
     rng: random.Random
     stage: Stage = "batches"
     places: DigestMap = field(default_factory=DigestMap)
     _turned: anyio.Event = field(default_factory=anyio.Event)
 
-    def take(self, item: Item, *, most_bytes: int) -> tuple[int, str, bytes]:
-        """Set a request aside; return its place, its wire id, and its params as JSON.
+    def take(self, item: Item) -> tuple[int, str, int]:
+        """Set a request aside; return its place, its wire id, and the length of its params as JSON.
 
         Raises:
             TypeError: Its params are nothing that JSON can hold.
             ValueError: They are more than fits into a batch, or hold what no JSON in UTF-8 can.
         """
-        digest = str(item.request)
+        digest, most = str(item.request), self.plan.batch_bytes
         wire, params = wire_id(item.custom_id, digest), encoded(item.params)
-        if len(params) > most_bytes:
-            raise ValueError(f"item {item.index} has {len(params)} bytes; a batch takes {most_bytes}")
+        if len(params) > most:
+            raise ValueError(f"item {item.index} has {len(params)} bytes; a batch takes {most}")
         head = Head(index=item.index, custom_id=item.custom_id, digest=digest, wire_id=wire, labels=item.labels)
         place = self.spool.add(head, params)
         self.places.put(wire, place, NO_BATCH)
-        self._count(None)
-        return place, wire, params
+        if self.tally is not None:
+            self.tally.start()
+        return place, wire, len(params)
 
     def assign(self, wire: str, place: int, number: int) -> None:
         """Note which batch a request is with from now on."""
         self.places.put(wire, place, number)
 
-    def with_batch(self, batch: Batch) -> list[tuple[int, Head]]:
+    async def with_batch(self, batch: Batch) -> AsyncIterator[tuple[int, Head]]:
         """Return the requests that are with a batch, and have no result yet."""
-        heads = ((place, self.spool.head(place)) for place in batch.places)
-        return [(place, head) for place, head in heads if self.places.get(head.wire_id) == (place, batch.number)]
+        for number, place in enumerate(batch.places):
+            head = self.spool.head(place)
+            if self.places.get(head.wire_id) == (place, batch.number):
+                yield place, head
+            if number % AT_A_STRETCH == 0:
+                await anyio.lowlevel.checkpoint()
 
     async def deliver(self, place: int, head: Head, result: FanOutResult) -> None:
         """Give a request its result."""
-        self.places.put(head.wire_id, place, NO_BATCH)
+        self.places.put(head.wire_id, place, _FINISHED)
         result = fitted(result, self.output)
         if self.journal is not None and _is_worth_a_line(result):
             params: Any = None if result.ok else self.spool.params(place)
             self.journal.write(result, request=head.digest, params=params)
-        self._count(result)
+        if self.tally is not None:
+            self.tally.add(result)
         await self.results.send(result)
 
     async def pass_on(self, result: FanOutResult) -> None:
         """Give an item its result that was never asked for: it can't be, or an earlier run has done so."""
-        if not result.replayed:
-            self._count(None)
-            self._count(result)
-        await self.results.send(result)
-
-    def _count(self, result: FanOutResult | None) -> None:
-        if self.tally is None:
-            return
-        if result is None:
+        if self.tally is not None and not result.replayed:
             self.tally.start()
-        else:
             self.tally.add(result)
+        await self.results.send(result)
 
     async def fail(self, place: int, head: Head, error: Exception, batch: Batch | None = None) -> None:
         """Give a request a failure as its result."""
         await self.deliver(place, head, result_of(head, batch, error=error))
+
+    async def sweep(self) -> None:
+        """Give all that have none the result that no time was left for them, or that the run was cancelled."""
+        for number, (place, head) in enumerate(self.spool):
+            if self.places.get(head.wire_id) != (place, _FINISHED):
+                cancelled = self.stage == "cancelled"
+                error = ItemFailed("canceled") if cancelled else ItemFailed("expired", error_type="DeadlineExceeded")
+                await self.fail(place, head, error)
+            if number % AT_A_STRETCH == 0:
+                await anyio.lowlevel.checkpoint()
 
     # Waiting
 
@@ -138,16 +149,16 @@ class Desk:
     @property
     def overdue(self) -> bool:
         """Whether no time is left."""
-        return anyio.current_time() >= self.deadline_at
+        return anyio.current_time() >= self.remote.deadline_at
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not beyond the deadline, nor beyond the moment when the run goes on otherwise."""
-        with anyio.move_on_after(min(seconds, max(self.deadline_at - anyio.current_time(), 0.0))):
+        with anyio.CancelScope(deadline=min(anyio.current_time() + seconds, self.remote.deadline_at)):
             await self._turned.wait()
 
     def delays(self) -> Delays:
         """Return the pauses between looks at something, or attempts."""
-        return Delays(self.poll_s, self.rng)
+        return Delays(self.plan.poll_s, self.rng)
 
 
 class Delays:

@@ -8,50 +8,45 @@ from __future__ import annotations
 
 import json
 from array import array
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import anthropic
 import anyio
 import httpx2
 
 from penstock.batch.message_batches.desk import NO_BATCH, result_of
-from penstock.batch.message_batches.remote import failure_of
+from penstock.batch.message_batches.ledger import member
+from penstock.batch.message_batches.remote import NoResults, failure_of
+from penstock.batch.result import FanOutResult
 from penstock.core.context import Pin
 from penstock.core.failure import failure_of_error_event
-from penstock.errors import ItemFailed, NoKeyAvailable
+from penstock.errors import ItemFailed, NoKeyAvailable, PenstockError
 
 if TYPE_CHECKING:
-    from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
-    from anthropic.types.messages.message_batch_result import MessageBatchResult
+    from collections.abc import Mapping
+
+    from anthropic.types.messages import MessageBatch
 
     from penstock.batch.message_batches.desk import Desk
     from penstock.batch.message_batches.ledger import Batch
-    from penstock.batch.message_batches.spool import Head
+    from penstock.batch.message_batches.requests import Head
 
-__all__ = ["Again", "Follower"]
+__all__ = ["Follower"]
 
 _MOST_BREAKS: Final = 5
+# A proxy's word that there is no such batch would cost a batch.
+_MOST_MISSES: Final = 2
 # The API ends a batch within a day; whoever can't be reached for longer than that is not waited for.
 _LONGEST_S: Final = 25 * 3600.0
-_BROKEN: Final = (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError)
+_BROKEN: Final = (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError, anthropic.APIError, NoResults)
 
 
 class _NotOurs(Exception):
     """A batch that was taken for a lost one holds other requests."""
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
-    """Requests of a batch that are to be asked once more.
-
-    Attributes:
-        places: In the spool.
-        attempt: How often they will have been submitted then.
-    """
-
-    places: array[int]
-    attempt: int
+class _Gone(Exception):
+    """A batch is no more."""
 
 
 class Follower:
@@ -59,59 +54,54 @@ class Follower:
 
     Args:
         desk: Of the run.
-        max_attempts: How often a request is submitted at most.
     """
 
-    def __init__(self, desk: Desk, *, max_attempts: int) -> None:
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._max_attempts = max_attempts
 
     def __repr__(self) -> str:
-        return f"<Follower, up to {self._max_attempts} attempts>"
+        return f"<Follower of {self._desk.ledger!r}>"
 
-    async def follow(self, batch: Batch) -> Again | None:
+    async def follow(self, batch: Batch) -> array[int] | None:
         """Wait for a batch whose id is known, and deliver what came of it.
 
         Returns:
-            What must be asked again; `None` if time ran out before the batch had ended.
+            The places of what must be asked again; `None` if it turned out to be another's, which takes its id away
+            from it, or may be another's and is waited for no longer.
 
         Raises:
             NoKeyAvailable: No key here may see it.
             anthropic.APIError: The API can't be asked.
+            TimeoutError: The time is over.
         """
-        ended = await self._until_ended(batch)
-        if ended is None and self._left(batch):
-            await self._abandon(batch)
+        again = array("Q")
+        try:
+            ended = await self._until_ended(batch)
+            if ended is None:
+                return None
+            if ended.archived_at is not None:
+                await self._give_up(batch, ended)
+            else:
+                await self._collect(batch, again)
+        except _NotOurs:
+            self._desk.ledger.lost(batch)
             return None
-        # Of one that is gone, nothing can be had.
-        again = Again(array("Q"), batch.attempt + 1)
-        if ended is not None and ended.archived_at is not None:
-            await self._give_up(batch, ended)
-        elif ended is not None and not await self._collect(batch, again):
-            # It was never submitted.
-            return Again(array("Q", (place for place, _ in self._desk.with_batch(batch))), batch.attempt)
+        except _Gone:
+            # Nothing can be had of it.
+            pass
         if batch.settled < len(batch.places):
-            for place, head in self._desk.with_batch(batch):
+            async for place, head in self._desk.with_batch(batch):
                 await self._once_more(batch, place, head, ItemFailed("errored", error_type="MissingResult"), again)
         return again
-
-    def _left(self, batch: Batch) -> bool:
-        """Whether a batch is to be waited for no longer; one that may be another's is not cancelled, so just left."""
-        return self._desk.overdue or (self._desk.stage == "cancelled" and batch.adopted)
-
-    async def _abandon(self, batch: Batch) -> None:
-        error = ItemFailed("expired", error_type="DeadlineExceeded") if self._desk.overdue else ItemFailed("canceled")
-        for place, head in self._desk.with_batch(batch):
-            await self._desk.fail(place, head, error, batch)
 
     # Waiting for its end
 
     async def _until_ended(self, batch: Batch) -> MessageBatch | None:
-        """Look at a batch now and then until it has ended; `None` if it is gone, or no time is left."""
+        """Look at a batch now and then until it has ended; `None` if it may be another's, and all is cancelled."""
         desk, delays, stage = self._desk, self._desk.delays(), self._desk.stage
-        give_up_at = anyio.current_time() + _LONGEST_S
+        reached_at, misses = anyio.current_time(), 0
         wait_s = 0.0 if batch.submitted_at is None else delays.next_s()
-        while not self._left(batch):
+        while desk.stage != "cancelled" or not batch.adopted:
             await desk.pause(wait_s)
             if desk.stage != "batches":
                 await self.stop(batch)
@@ -120,12 +110,14 @@ class Follower:
             try:
                 found = await desk.remote.look(str(batch.id), batch.pin)
             except anthropic.NotFoundError:
-                await self._check_key(batch)
-                return None
+                misses += 1
+                if misses == _MOST_MISSES:
+                    await self._check_key(batch)
             except Exception as error:
-                if not failure_of(error).retryable or anyio.current_time() > give_up_at:
+                if not _passes(error, since=reached_at):
                     raise
             else:
+                reached_at, misses = anyio.current_time(), 0
                 if found.processing_status == "ended":
                     return found
             wait_s = delays.next_s()
@@ -138,99 +130,124 @@ class Follower:
         """
         if batch.id is None or batch.stopped or batch.adopted:
             return
-        batch.stopped = True
+        over, batch.stopped = False, True
         try:
             await self._desk.remote.stop(batch.id, batch.pin)
-        except anthropic.APIError as error:
-            # It may have ended, or be gone; a stop that failed for a while is tried again.
-            batch.stopped = not failure_of(error).retryable
+            over = True
+        except (anthropic.APIError, PenstockError, TimeoutError) as error:
+            # It may have ended, or be gone; a stop that failed for a while, or was not sent, is tried again.
+            over = isinstance(error, anthropic.APIError) and not failure_of(error).retryable
         else:
             self._desk.ledger.stopped(batch)
+        finally:
+            batch.stopped = over
 
-    async def _check_key(self, batch: Batch) -> None:
-        """Raise if the keys here are not those of the quota that made the batch: to them, it doesn't exist."""
+    async def _check_key(self, batch: Batch) -> NoReturn:
+        """Raise that a batch is gone, or that the keys here can't see it: to them, it doesn't exist."""
         made_with, asked_with = batch.pin, Pin(key=batch.pin.key, quota=batch.pin.quota)
+        here = (await self._desk.remote.newest(asked_with)).organization
         if made_with.quota is None:
-            return
-        await self._desk.remote.newest(asked_with)
-        if asked_with.key != made_with.key and asked_with.quota != made_with.quota:
-            raise NoKeyAvailable(
-                f"{batch.id} was made with {made_with.key} of {made_with.quota}, and can be seen with keys of that "
-                f"only; there is none here ({asked_with.key} is of {asked_with.quota}). Add one."
-            )
+            # Nobody governs the client: what the API calls itself the owner of its answers is all there is.
+            made_with, asked_with = Pin(quota=batch.mark.organization), Pin(quota=here)
+        if asked_with.quota == made_with.quota or (made_with.key is not None and asked_with.key == made_with.key):
+            raise _Gone
+        raise NoKeyAvailable(
+            f"{batch.id} was made with {made_with.key or 'a key'} of {made_with.quota}, and can be seen with keys of "
+            f"that only; there is none here ({asked_with.key or 'the key'} is of {asked_with.quota}). Add one."
+        )
 
     async def _give_up(self, batch: Batch, ended: MessageBatch) -> None:
         message = f"the results of {batch.id} were dropped by the API at {ended.archived_at}; ask again (retry_failed)"
-        body = {"type": "error", "error": {"type": "results_archived", "message": message}}
-        for place, head in self._desk.with_batch(batch):
-            error = ItemFailed("errored", error_type="results_archived", body=body)
-            await self._desk.fail(place, head, error, batch)
+        async for place, head in self._desk.with_batch(batch):
+            await self._desk.fail(place, head, _failed("results_archived", message), batch)
 
     # Collecting
 
-    async def _collect(self, batch: Batch, again: Again) -> bool:
-        """Deliver a batch's results; False if they are not those of its requests."""
-        breaks, delays = 0, self._desk.delays()
-        while breaks < _MOST_BREAKS:
-            settled = batch.settled
+    async def _collect(self, batch: Batch, again: array[int]) -> None:
+        """Deliver a batch's results; a file that is short in spite of all is left so."""
+        breaks, delays, reached_at = 0, self._desk.delays(), anyio.current_time()
+        while True:
+            settled, broken = batch.settled, None
             try:
                 await self._read(batch, again)
-            except _NotOurs:
-                self._desk.ledger.lost(batch)
-                return False
-            except (*_BROKEN, anthropic.APIError) as error:
-                final = isinstance(error, anthropic.APIError) and not failure_of(error).retryable
-                if final or (breaks == _MOST_BREAKS - 1 and batch.settled == settled):
-                    raise
+            except _BROKEN as error:
+                broken = error
             if batch.settled >= len(batch.places):
-                return True
-            # A file may be short without looking broken.
-            breaks = breaks + 1 if batch.settled == settled else 0
+                return
+            if batch.settled > settled:
+                breaks, reached_at = 0, anyio.current_time()
+            elif not isinstance(broken, anthropic.APIError) or isinstance(broken, anthropic.NotFoundError):
+                # A file may be short without looking broken.
+                breaks += 1
+                if breaks == _MOST_BREAKS:
+                    break
+            elif not _passes(broken, since=reached_at):
+                raise broken
             await self._desk.pause(delays.next_s())
-        return True
+        if broken is not None and not isinstance(broken, anthropic.NotFoundError):
+            raise broken
 
-    async def _read(self, batch: Batch, again: Again) -> None:
+    async def _read(self, batch: Batch, again: array[int]) -> None:
         desk = self._desk
         async with desk.remote.results(str(batch.id), batch.pin) as lines:
             async for line in lines:
-                place, number = desk.places.get(line.custom_id) or (0, None)
+                place, number = desk.places.get(line["custom_id"]) or (0, None)
                 if number == batch.number:
                     await self._settle(batch, place, line, again)
-                elif number is None and batch.adopted:
+                elif number is None and batch.adopted and not batch.holds(member(line["custom_id"])):
                     raise _NotOurs
 
-    async def _settle(self, batch: Batch, place: int, line: MessageBatchIndividualResponse, again: Again) -> None:
+    async def _settle(self, batch: Batch, place: int, line: Mapping[str, Any], again: array[int]) -> None:
         head = self._desk.spool.head(place)
         batch.settled += 1
-        if line.result.type == "succeeded":
-            await self._desk.deliver(place, head, result_of(head, batch, message=line.result.message))
+        try:
+            read = _read(line)
+        except ValueError as error:
+            # Of a later API, say; asked again, it would be paid for again.
+            await self._desk.fail(place, head, _failed("unknown_result", str(error)), batch)
             return
-        error = _error_of(line.result)
-        if self._is_worth_another(line.result, batch):
-            await self._once_more(batch, place, head, error, again)
+        if isinstance(read.error, ItemFailed) and self._is_worth_another(read.error, batch):
+            await self._once_more(batch, place, head, read.error, again)
         else:
-            await self._desk.fail(place, head, error, batch)
+            await self._desk.deliver(place, head, result_of(head, batch, message=read.message, error=read.error))
 
-    def _is_worth_another(self, result: MessageBatchResult, batch: Batch) -> bool:
-        match result.type:
+    def _is_worth_another(self, error: ItemFailed, batch: Batch) -> bool:
+        match error.result:
             case "errored":
-                return failure_of_error_event(result.error.to_dict()).retryable
+                return failure_of_error_event(error.body).retryable
             case "canceled":
                 # Stopped by us, to ask the rest otherwise; or by somebody else, who meant it.
                 return batch.stopped
             case _:
                 return True
 
-    async def _once_more(self, batch: Batch, place: int, head: Head, error: ItemFailed, again: Again) -> None:
-        live = self._desk.stage == "live"
-        if self._desk.stage == "cancelled" or (batch.attempt >= self._max_attempts and not live):
+    async def _once_more(self, batch: Batch, place: int, head: Head, error: ItemFailed, again: array[int]) -> None:
+        if batch.attempt >= self._desk.plan.max_attempts and self._desk.stage != "live":
             await self._desk.fail(place, head, error, batch)
         else:
             self._desk.assign(head.wire_id, place, NO_BATCH)
-            again.places.append(place)
+            again.append(place)
 
 
-def _error_of(result: MessageBatchResult) -> ItemFailed:
-    if result.type != "errored":
-        return ItemFailed(result.type)
-    return ItemFailed("errored", error_type=result.error.error.type, body=result.error.to_dict())
+def _read(line: Mapping[str, Any]) -> FanOutResult:
+    """Read a line.
+
+    Raises:
+        ValueError: It says nothing that can be understood.
+    """
+    read = FanOutResult.from_line(line, index=0)
+    content: object = None if read.message is None else read.message.content
+    if read.message is not None and not isinstance(content, list):
+        raise ValueError("its message has no content")
+    return read
+
+
+def _passes(error: Exception, *, since: float) -> bool:
+    """Whether a failure is worth being sat out."""
+    return failure_of(error).retryable and anyio.current_time() - since <= _LONGEST_S
+
+
+def _failed(kind: str, message: str) -> ItemFailed:
+    """Return a failure that only we know of, with a body as the API's own have it."""
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return ItemFailed("errored", error_type=kind, body=body)

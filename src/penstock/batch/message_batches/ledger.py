@@ -42,10 +42,12 @@ class Mark:
     Attributes:
         id: Its id; `None` if there was none at all.
         created_at: When it was made.
+        organization: Who asked, as far as the API tells.
     """
 
     id: str | None = None
     created_at: datetime | None = None
+    organization: str | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -161,7 +163,8 @@ class Ledger:
 
     def plan(self, wire_ids: Iterable[str], places: array[int], *, attempt: int, mark: Mark, pin: Pin) -> Batch:
         """Note a batch that is about to be submitted."""
-        self._last += 1
+        # Two runs may write one journal at the same time: each of its notes takes a number.
+        self._last = max(self._last, 0 if self._journal is None else len(self._journal.notes)) + 1
         batch = Batch(number=self._last, size=len(places), attempt=attempt, mark=mark, pin=pin, places=places)
         batch.complete.set()
         self.batches[batch.number] = batch
@@ -174,6 +177,7 @@ class Ledger:
                 quota=pin.quota,
                 after=mark.id,
                 after_at=None if mark.created_at is None else mark.created_at.isoformat(),
+                organization=mark.organization,
                 members=_written(array("Q", map(member, wire_ids))),
             )
         return batch
@@ -207,7 +211,8 @@ class Ledger:
 def _planned(number: int, note: Mapping[str, Any]) -> Batch:
     members = _read(note["members"])
     after_at = note["after_at"]
-    mark = Mark(id=note["after"], created_at=None if after_at is None else datetime.fromisoformat(after_at))
+    made_at = None if after_at is None else datetime.fromisoformat(after_at)
+    mark = Mark(id=note["after"], created_at=made_at, organization=note["organization"])
     pin = Pin(key=note["key"], quota=note["quota"])
     return Batch(number=number, size=len(members), attempt=note["attempt"], mark=mark, pin=pin, members=members)
 

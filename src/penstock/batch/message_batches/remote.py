@@ -1,35 +1,43 @@
 """The requests that message batches take: made, looked at, cancelled, collected.
 
-The rule here: everything that concerns one batch is asked with a key of the quota that made it. Only the making is
-never repeated unseen: where its answer was lost, a batch may exist, and would be paid for twice.
+The rule here: everything that concerns one batch is asked with a key of the quota that made it, and nothing is waited
+for beyond the deadline: then there is a `TimeoutError`. Only the making is never repeated unseen: where its answer was
+lost, a batch may exist, and would be paid for twice.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, asynccontextmanager
+import math
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import anthropic
+import anyio
+from anthropic.pagination import AsyncPage
+from anthropic.types.messages import MessageBatch
 
 from penstock.batch.message_batches.ledger import Mark
 from penstock.core.context import Patience, labels, patience, pinned
 from penstock.core.failure import Failure, FailureKind, failure_of_exception
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
-
-    from anthropic import AsyncAnthropic
-    from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 
     from penstock.core.context import Pin
 
-__all__ = ["Remote", "failure_of"]
+__all__ = ["NoResults", "Remote", "failure_of"]
+
+T = TypeVar("T")
 
 _PATIENT: Final = Patience(max_attempts=10)
 _ONCE: Final = Patience(max_attempts=1)
 _PAGE: Final = 100
+
+
+class NoResults(anthropic.AnthropicError):
+    """A batch has ended, and its results are not to be had: not yet, or no longer."""
 
 
 def failure_of(error: Exception) -> Failure:
@@ -45,32 +53,49 @@ class Remote:
 
     Args:
         sdk: The client that sends the requests, governed or not.
+        deadline_at: Time of the event loop beyond which nothing is waited for.
+        sending: What the SDK is to send with each submission (`extra_headers`, `extra_query`).
+
+    Attributes:
+        deadline_at: As given.
     """
 
-    def __init__(self, sdk: AsyncAnthropic) -> None:
+    def __init__(
+        self,
+        sdk: anthropic.AsyncAnthropic,
+        *,
+        deadline_at: float = math.inf,
+        sending: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.deadline_at = deadline_at
         self._batches = sdk.messages.batches
         # The SDK's own retries would repeat a submission as well.
         self._once = self._batches if sdk.max_retries == 0 else sdk.with_options(max_retries=0).messages.batches
+        self._sending = dict(sending or {})
 
     def __repr__(self) -> str:
         return f"<Remote {self._batches}>"
 
-    def _block(self, pin: Pin, patient: Patience = _PATIENT) -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(pinned(pin))
-        stack.enter_context(patience(patient))
-        stack.enter_context(labels(priority="batch"))
-        return stack
+    @contextmanager
+    def _block(self, pin: Pin, patient: Patience = _PATIENT) -> Generator[None]:
+        with (
+            pinned(pin),
+            patience(patient),
+            labels(priority="batch"),
+            anyio.fail_after(self.deadline_at - anyio.current_time()),
+        ):
+            yield
 
     async def make(self, requests: list[dict[str, Any]], pin: Pin) -> MessageBatch:
         """Submit a batch; tried once."""
         with self._block(pin, _ONCE):
-            return await self._once.create(requests=requests)  # type: ignore[arg-type]
+            raw = await self._once.with_raw_response.create(requests=cast("Any", requests), **self._sending)
+            return await _parsed(raw, MessageBatch, proof="id")
 
     async def look(self, identity: str, pin: Pin) -> MessageBatch:
         """Return a batch as it is now."""
         with self._block(pin):
-            return await self._batches.retrieve(identity)
+            return await _parsed(await self._batches.with_raw_response.retrieve(identity), MessageBatch, proof="id")
 
     async def stop(self, identity: str, pin: Pin) -> MessageBatch:
         """Have a batch cancelled."""
@@ -78,30 +103,91 @@ class Remote:
             return await self._batches.cancel(identity)
 
     async def newest(self, pin: Pin) -> Mark:
-        """Return which batch is the newest of all."""
+        """Return which batch is the newest of all, and whose they are."""
         with self._block(pin):
-            page = await self._batches.list(limit=1)
-        return Mark(id=page.data[0].id, created_at=page.data[0].created_at) if page.data else Mark()
+            raw = await self._batches.with_raw_response.list(limit=1)
+            page = await _parsed(raw, AsyncPage[MessageBatch], proof="data")
+        first = page.data[0] if page.data else None
+        return Mark(
+            id=None if first is None else first.id,
+            created_at=None if first is None else first.created_at,
+            organization=raw.headers.get("anthropic-organization-id"),
+        )
 
     async def since(self, mark: Mark, pin: Pin) -> list[MessageBatch]:
         """Return the batches made since a mark, the newest first."""
         found: list[MessageBatch] = []
-        with self._block(pin):
-            async for batch in self._batches.list(limit=_PAGE):
+        after: dict[str, Any] = {}
+        while True:
+            with self._block(pin):
+                raw = await self._batches.with_raw_response.list(limit=_PAGE, **after)
+                page = await _parsed(raw, AsyncPage[MessageBatch], proof="data")
+            for batch in page.data:
                 # The marked batch itself may have been deleted since; times have whole seconds.
                 if batch.id == mark.id or (mark.created_at is not None and batch.created_at < mark.created_at):
-                    break
+                    return found
                 found.append(batch)
-        return found
+            if not page.has_more:
+                return found
+            after = {"after_id": page.last_id}
 
     @asynccontextmanager
-    async def results(
-        self, identity: str, pin: Pin
-    ) -> AsyncGenerator[AsyncIterator[MessageBatchIndividualResponse], None]:
+    async def results(self, identity: str, pin: Pin) -> AsyncGenerator[AsyncIterator[Mapping[str, Any]]]:
         """Open a results file; its lines are read as they are asked for."""
         with self._block(pin):
-            lines = await self._batches.results(identity)
+            try:
+                response = await self._batches.with_streaming_response.results(identity).__aenter__()
+            except anthropic.AnthropicError as error:
+                if type(error) is anthropic.AnthropicError:
+                    # The SDK's own word for a batch without `results_url`.
+                    raise NoResults(f"{identity} has ended and has no results file") from error
+                raise
         try:
-            yield aiter(lines)
+            yield self._lines(response.iter_bytes())
         finally:
-            await lines.close()
+            await response.close()
+
+    async def _lines(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Mapping[str, Any]]:
+        """Decode lines; what is none is passed over, unless it is the last, where the file breaks off."""
+        held: list[bytes] = []
+        while True:
+            with anyio.fail_after(self.deadline_at - anyio.current_time()):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                if (line := _line(b"".join([*held, end]))) is not None:
+                    yield line
+                held.clear()
+            held.append(rest)
+        if last := b"".join(held).strip():
+            json.loads(last)
+            if (line := _line(last)) is not None:
+                yield line
+
+
+def _line(raw: bytes) -> Mapping[str, Any] | None:
+    try:
+        line: object = json.loads(raw)
+    except ValueError:
+        return None
+    fields = cast("Mapping[str, Any]", line) if isinstance(line, dict) else None
+    return fields if fields is not None and isinstance(fields.get("custom_id"), str) else None
+
+
+async def _parsed(raw: anthropic.AsyncAPIResponse[T], kind: type[T], *, proof: str) -> T:
+    """Return what an answer says.
+
+    Raises:
+        anthropic.APIResponseValidationError: It is something else; a page of a proxy, say.
+    """
+    found: object
+    try:
+        found = await raw.parse()
+    except AttributeError:
+        # Raised by the SDK where a page is no object.
+        found = None
+    if not isinstance(found, kind) or getattr(found, proof) is None:
+        raise anthropic.APIResponseValidationError(raw.http_response, body=None)
+    return found

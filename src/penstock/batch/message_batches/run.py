@@ -1,31 +1,30 @@
 """A run through message batches: reads, submits, follows, and asks live for what batches don't get done in time.
 
-The rule here: one chunk of the input is in memory at a time. Whoever has a request passes it on or delivers its result,
-so that the run is over when the input has been read and nobody has one.
+The rule here: whoever has a request passes it on or delivers its result, so that the run is over when the input has
+been read and nobody has one; and where the run is cut short, what is left is swept up at the end.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 import math
 from array import array
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
+from anthropic.resources.messages import AsyncMessages
 
 from penstock.batch.fan_out import FanOut
+from penstock.batch.message_batches.desk import AT_A_STRETCH
 from penstock.batch.message_batches.follow import Follower
-from penstock.batch.message_batches.spool import wire_request
 from penstock.batch.message_batches.submit import Submitter
 from penstock.batch.result import FanOutResult
-from penstock.core.context import deadline
-from penstock.errors import ItemFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
     from anthropic import AsyncAnthropic
     from anyio.abc import TaskGroup
@@ -33,51 +32,27 @@ if TYPE_CHECKING:
 
     from penstock.batch.items import Item, Request
     from penstock.batch.message_batches.desk import Desk, Stage
-    from penstock.batch.message_batches.intake import BatchIntake
     from penstock.batch.message_batches.ledger import Batch
+    from penstock.batch.message_batches.requests import BatchIntake
 
-__all__ = ["Plan", "Run"]
+__all__ = ["Run"]
 
 # What surrounds a request in the body.
 _AROUND_BYTES: Final = 32
 _LONGEST_WIRE_ID: Final = 64
-_AT_A_STRETCH: Final = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a run goes.
-
-    Attributes:
-        batch_size: Requests in a batch at most.
-        batch_bytes: Bytes in a batch at most.
-        max_attempts: How often a request is submitted at most.
-        live_at: Time of the event loop from when on what remains is asked live.
-        concurrency: Of what is asked live.
-    """
-
-    batch_size: int
-    batch_bytes: int
-    max_attempts: int
-    live_at: float
-    concurrency: int
+_KNOWN_PARAMS: Final = frozenset(inspect.signature(AsyncMessages.create).parameters)
 
 
 @dataclass(slots=True)
 class _Chunk:
     """Requests for the next batch."""
 
-    requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    places: list[int] = field(default_factory=list[int])
+    places: array[int] = field(default_factory=lambda: array("Q"))
     size_bytes: int = 0
 
-    def add(self, wire: str, place: int, params: bytes) -> None:
-        self.requests.append(wire_request(wire, json.loads(params)))
+    def add(self, place: int, size_bytes: int) -> None:
         self.places.append(place)
-        self.size_bytes += len(wire) + len(params) + _AROUND_BYTES
-
-    def has_room(self, params: bytes, plan: Plan) -> bool:
-        return self.size_bytes + _LONGEST_WIRE_ID + len(params) + _AROUND_BYTES <= plan.batch_bytes
+        self.size_bytes += size_bytes
 
 
 class Run:
@@ -87,18 +62,21 @@ class Run:
         sdk: Asks live.
         desk: What its parts share.
         intake: The input.
-        plan: How it goes.
+        live_at: Time of the event loop from when on what remains is asked live.
     """
 
-    def __init__(self, sdk: AsyncAnthropic, desk: Desk, intake: BatchIntake, plan: Plan) -> None:
+    def __init__(self, sdk: AsyncAnthropic, desk: Desk, intake: BatchIntake, *, live_at: float) -> None:
         self._sdk = sdk
         self._desk = desk
         self._intake = intake
-        self._plan = plan
-        self._follower = Follower(desk, max_attempts=plan.max_attempts)
+        self._live_at = live_at
+        self._chunk = _Chunk()
+        self._follower = Follower(desk)
         self.submitter = Submitter(desk)
         # Made when the work begins: it may never do so.
         self._to_live: MemoryObjectSendStream[int]
+        self._group: TaskGroup
+        self._reading = anyio.CancelScope()
         intake.on_known = self._known
 
     def __repr__(self) -> str:
@@ -110,71 +88,79 @@ class Run:
         Raises:
             Exception: What went wrong.
         """
+        desk = self._desk
         async with anyio.create_task_group() as helpers:
-            if self._desk.journal is not None:
-                helpers.start_soon(self._desk.journal.keep_synced)
-            helpers.start_soon(self._watch_clock)
-            self._to_live, live = anyio.create_memory_object_stream[int](self._plan.concurrency)
-            with live, self._to_live:
-                async with anyio.create_task_group() as others:
-                    others.start_soon(self._ask_live, live)
+            if desk.journal is not None:
+                helpers.start_soon(desk.journal.keep_synced)
+            if self._live_at < math.inf:
+                helpers.start_soon(self._watch_clock)
+            self._to_live, live = anyio.create_memory_object_stream[int](desk.plan.concurrency)
+            async with anyio.create_task_group() as others:
+                others.start_soon(self._ask_live, live)
+                with self._to_live:
                     await self._use_batches()
-                    self._to_live.close()
+            if desk.overdue or desk.stage == "cancelled":
+                await desk.sweep()
             helpers.cancel_scope.cancel()
 
     async def _use_batches(self) -> None:
         restored = self._desk.ledger.earlier
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as self._group:
             for batch in restored:
-                group.start_soon(self._restore, group, batch)
+                self._group.start_soon(self._in_time, self._restore, batch)
             try:
-                await self._read(group)
+                await self._read()
             finally:
                 for batch in restored:
                     batch.complete.set()
 
+    async def _in_time(self, work: Callable[[Batch], Awaitable[None]], batch: Batch) -> None:
+        """Work on a batch; what isn't done when the time is over is swept up."""
+        with suppress(TimeoutError):
+            await work(batch)
+
     # Reading
 
-    async def _read(self, group: TaskGroup) -> None:
-        chunk = _Chunk()
-        while self._desk.stage != "cancelled" and (found := await self._intake.next()) is not None:
+    async def _read(self) -> None:
+        while self._desk.stage != "cancelled" and (found := await self._next()) is not None:
             if isinstance(found, FanOutResult):
                 await self._desk.pass_on(found)
             else:
-                chunk = await self._put(found, chunk, group)
+                await self._put(found)
             if self._desk.tally is not None:
                 self._desk.tally.resumed = self._intake.resumed
-            if self._intake.read % _AT_A_STRETCH == 0:
+            if self._intake.read % AT_A_STRETCH == 0:
                 await anyio.lowlevel.checkpoint()
-        await self._submit(chunk, 1, group)
+        await self._flush()
 
-    async def _put(self, item: Item, chunk: _Chunk, group: TaskGroup) -> _Chunk:
-        """Give a request to the batch that it is with already, or to the next one; return the next one."""
+    async def _next(self) -> Item | FanOutResult | None:
+        """Wait for the input, but not beyond the deadline, nor once all is cancelled."""
+        with anyio.CancelScope(deadline=self._desk.remote.deadline_at) as self._reading:
+            return await self._intake.next()
+        return None
+
+    async def _put(self, item: Item) -> None:
+        """Give a request to the batch that it is with already, or to the next one."""
         desk = self._desk
-        if desk.stage != "batches":
-            await self._leave(chunk.places)
-            chunk = _Chunk()
         try:
-            place, wire, params = desk.take(item, most_bytes=self._plan.batch_bytes)
+            place, wire, length = desk.take(item)
         except (TypeError, ValueError) as error:
             await desk.pass_on(FanOutResult(custom_id=item.custom_id, index=item.index, error=error))
-            return chunk
+            return
         batch = desk.ledger.restored(wire)
         if batch is not None:
             desk.assign(wire, place, batch.number)
             batch.places.append(place)
             self._met(batch)
-        elif desk.stage == "live":
-            await self._to_live.send(place)
+        elif desk.stage != "batches":
+            await self._leave((place,))
         else:
-            if not chunk.has_room(params, self._plan):
-                await self._submit(chunk, 1, group)
-                chunk = _Chunk()
-            chunk.add(wire, place, params)
-            if len(chunk.places) == self._plan.batch_size:
-                await self._submit(chunk, 1, group)
-                chunk = _Chunk()
-        return chunk
+            size_bytes = _LONGEST_WIRE_ID + length + _AROUND_BYTES
+            if self._chunk.size_bytes + size_bytes > desk.plan.batch_bytes:
+                await self._flush()
+            self._chunk.add(place, size_bytes)
+            if len(self._chunk.places) == desk.plan.batch_size:
+                await self._flush()
 
     def _known(self, wire: str) -> None:
         """Take note of a request that the journal answers."""
@@ -189,93 +175,108 @@ class Run:
 
     # Batches
 
-    async def _submit(self, chunk: _Chunk, attempt: int, group: TaskGroup) -> None:
-        if not chunk.places:
-            return
-        batch = await self.submitter.submit(chunk.requests, chunk.places, attempt=attempt)
-        if batch is None:
-            await self._leave(chunk.places)
-        else:
-            group.start_soon(self._follow, group, batch)
+    async def _flush(self) -> None:
+        chunk, self._chunk = self._chunk, _Chunk()
+        with suppress(TimeoutError):
+            await self._submit(chunk.places, 1)
 
-    async def _restore(self, group: TaskGroup, batch: Batch) -> None:
+    async def _submit(self, places: array[int], attempt: int) -> None:
+        if not places:
+            return
+        batch = None
+        if self._desk.stage == "batches":
+            batch = await self.submitter.submit(places, attempt=attempt)
+        if batch is None:
+            await self._leave(places)
+        else:
+            self._group.start_soon(self._in_time, self._follow, batch)
+
+    async def _restore(self, batch: Batch) -> None:
         """Go on with a batch of an earlier run, once it is known what belongs to it."""
         await batch.complete.wait()
-        if not batch.places:
-            if batch.accounted:
-                self._desk.ledger.over(batch)
-        elif batch.id is not None or await self.submitter.locate(batch):
-            await self._follow(group, batch)
-        else:
-            # It was never submitted.
-            await self._submit(await self._read_back(batch.places), batch.attempt, group)
-            self._desk.ledger.over(batch)
+        if batch.places:
+            await self._follow(batch)
+        elif batch.accounted:
+            await self._over(batch)
 
-    async def _follow(self, group: TaskGroup, batch: Batch) -> None:
-        again = await self._follower.follow(batch)
-        if again is None:
-            return
-        if self._desk.stage == "batches":
-            await self._submit(await self._read_back(again.places), again.attempt, group)
-        else:
-            await self._leave(again.places)
-        if batch.accounted:
-            self._desk.ledger.over(batch)
+    async def _follow(self, batch: Batch) -> None:
+        """See a batch through; one without an id is looked for, as often as what is found is another's."""
+        while batch.id is not None or await self.submitter.locate(batch):
+            again = await self._follower.follow(batch)
+            if again is not None:
+                await self._submit(again, batch.attempt + 1)
+                if batch.accounted:
+                    await self._over(batch)
+                return
+            if batch.id is not None:
+                return
+        # It was never submitted.
+        places = array("Q", [place async for place, _ in self._desk.with_batch(batch)])
+        await self._submit(places, batch.attempt)
+        await self._over(batch)
 
-    async def _read_back(self, places: Iterable[int]) -> _Chunk:
-        chunk = _Chunk()
-        for place in places:
-            chunk.places.append(place)
-            chunk.requests.append(self._desk.spool.request(place))
-            if len(chunk.places) % _AT_A_STRETCH == 0:
-                await anyio.lowlevel.checkpoint()
-        return chunk
+    async def _over(self, batch: Batch) -> None:
+        """Note that a batch is over; not before its results are on the disk as well."""
+        if self._desk.journal is not None:
+            await self._desk.journal.sync()
+        self._desk.ledger.over(batch)
 
     async def _leave(self, places: Iterable[int]) -> None:
-        """Have requests asked live, or not at all."""
-        for place in places:
-            if self._desk.stage == "live":
-                await self._to_live.send(place)
-            else:
-                await self._desk.fail(place, self._desk.spool.head(place), ItemFailed("canceled"))
+        """Have requests asked live, or leave them to be swept up."""
+        # Nobody asks live once the time is over.
+        with suppress(anyio.BrokenResourceError):
+            for place in places:
+                if self._desk.stage == "live":
+                    await self._to_live.send(place)
 
     # What batches don't get done
 
     async def _watch_clock(self) -> None:
-        if self._plan.live_at < math.inf:
-            await anyio.sleep_until(self._plan.live_at)
-            if self._desk.stage == "batches":
-                await self.turn("live")
+        await anyio.sleep_until(self._live_at)
+        if self._desk.stage == "batches":
+            if self._chunk.places:
+                # Whoever reads may wait for long.
+                self._group.start_soon(self._flush)
+            await self.turn("live")
 
     async def turn(self, stage: Stage) -> None:
         """Ask what remains live, or not at all, and have the batches stopped."""
         self._desk.turn(stage)
+        if stage == "cancelled":
+            self._reading.cancel()
         await self.stop_all()
 
     async def stop_all(self) -> None:
         """Have the batches under way cancelled."""
-        for batch in list(self._desk.ledger.batches.values()):
-            await self._follower.stop(batch)
+        async with anyio.create_task_group() as group:
+            for batch in self._desk.ledger.batches.values():
+                group.start_soon(self._follower.stop, batch)
 
     async def _ask_live(self, live: MemoryObjectReceiveStream[int]) -> None:
-        asked = array("Q")
-        desk, left_s = self._desk, self._desk.deadline_at - anyio.current_time()
-        with deadline(left_s) if left_s < math.inf else nullcontext():
-            async with FanOut(
-                self._sdk, self._live_requests(live, asked), concurrency=self._plan.concurrency
-            ) as results:
-                async for result in results:
+        asked, desk = array("Q"), self._desk
+        requests = self._live_requests(live, asked)
+        with live:
+            async with FanOut(self._sdk, requests, concurrency=desk.plan.concurrency, **desk.plan.sending) as results:
+                while (result := await self._next_live(results)) is not None:
                     place = asked[result.index]
                     head = desk.spool.head(place)
                     await desk.deliver(place, head, replace(result, index=head.index, labels=head.labels))
+
+    async def _next_live(self, results: FanOut) -> FanOutResult | None:
+        """Wait for an answer, but not beyond the deadline."""
+        with anyio.CancelScope(deadline=self._desk.remote.deadline_at):
+            return await anext(results, None)
+        return None
 
     async def _live_requests(
         self, live: MemoryObjectReceiveStream[int], asked: array[int]
     ) -> AsyncGenerator[Request, None]:
         async for place in live:
-            head = self._desk.spool.head(place)
             if self._desk.stage == "cancelled":
-                await self._desk.fail(place, head, ItemFailed("canceled"))
                 continue
             asked.append(place)
-            yield {"custom_id": head.custom_id, "params": self._desk.spool.params(place), "labels": head.labels}
+            head, params = self._desk.spool.head(place), self._desk.spool.params(place)
+            more = {name: params.pop(name) for name in list(params) if name not in _KNOWN_PARAMS}
+            if more:
+                params["extra_body"] = more
+            yield {"custom_id": head.custom_id, "params": params, "labels": head.labels}

@@ -6,27 +6,31 @@ The rule here: a submission whose answer was lost is looked for among the batche
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 
+from penstock.batch.message_batches.desk import AT_A_STRETCH
 from penstock.batch.message_batches.remote import failure_of
 from penstock.core.context import Pin
 from penstock.core.failure import FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from penstock.batch.message_batches.desk import Desk
     from penstock.batch.message_batches.ledger import Batch
 
 __all__ = ["Submitter"]
 
+T = TypeVar("T")
+
 _MOST_ATTEMPTS: Final = 10
 
 
 class Submitter:
-    """Submits batches, one at a time.
+    """Submits batches, one at a time: only the requests of one are in memory.
 
     Args:
         desk: Of the run.
@@ -43,12 +47,11 @@ class Submitter:
     def __repr__(self) -> str:
         return f"<Submitter, {'making a batch' if self.making is not None else 'idle'}>"
 
-    async def submit(self, requests: list[dict[str, Any]], places: Sequence[int], *, attempt: int) -> Batch | None:
+    async def submit(self, places: Sequence[int], *, attempt: int) -> Batch | None:
         """Submit requests.
 
         Args:
-            requests: As the API takes them.
-            places: Of the same requests, in the spool.
+            places: Of the requests, in the spool.
             attempt: How often they have been submitted, this time included.
 
         Returns:
@@ -56,13 +59,16 @@ class Submitter:
 
         Raises:
             anthropic.APIError: The API won't have them.
+            TimeoutError: The time is over.
         """
-        desk, wires = self._desk, [request["custom_id"] for request in requests]
+        desk = self._desk
         async with self._turn:
             if desk.stage != "batches":
                 return None
             pin = Pin()
-            mark = await desk.remote.newest(pin)
+            mark = await self._patiently(lambda: desk.remote.newest(pin))
+            requests = await self._read_back(places)
+            wires = [request["custom_id"] for request in requests]
             batch = desk.ledger.plan(wires, array("Q", places), attempt=attempt, mark=mark, pin=pin)
             for wire, place in zip(wires, places, strict=True):
                 desk.assign(wire, place, batch.number)
@@ -71,6 +77,14 @@ class Submitter:
                 return batch
             desk.ledger.over(batch)
             return None
+
+    async def _read_back(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        requests: list[dict[str, Any]] = []
+        for place in places:
+            requests.append(self._desk.spool.request(place))
+            if len(requests) % AT_A_STRETCH == 0:
+                await anyio.lowlevel.checkpoint()
+        return requests
 
     async def _make(self, requests: list[dict[str, Any]], batch: Batch) -> bool:
         desk, delays, attempts = self._desk, self._desk.delays(), 0
@@ -101,10 +115,22 @@ class Submitter:
         finally:
             self.making = None
 
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask what costs nothing, again and again."""
+        delays = self._desk.delays()
+        for _ in range(_MOST_ATTEMPTS - 1):
+            try:
+                return await ask()
+            except Exception as error:
+                if not failure_of(error).retryable:
+                    raise
+            await self._desk.pause(delays.next_s())
+        return await ask()
+
     async def locate(self, batch: Batch) -> bool:
         """Look for a batch that was submitted, perhaps; the first of its size that was made since is taken for it."""
         desk = self._desk
-        for found in reversed(await desk.remote.since(batch.mark, batch.pin)):
+        for found in reversed(await self._patiently(lambda: desk.remote.since(batch.mark, batch.pin))):
             counts = found.request_counts
             size = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
             if size == batch.size and found.id not in desk.ledger.ids:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import anthropic
@@ -67,8 +67,11 @@ def run(options: RunOptions, arguments: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    # Whether anybody reads it changes nothing of what the run came to.
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 class _Run:
@@ -156,7 +159,7 @@ class _Run:
         return claude.fan_out(self._feed, max_failures=self._options.max_failures, **given)
 
     def _shows_progress(self) -> bool:
-        if self._options.quiet:
+        if self._options.quiet or sys.stderr is None:
             return False
         if self._options.progress is not None:
             return self._options.progress

@@ -126,7 +126,8 @@ class Feed:
         if self._journal is None:
             return None
         try:
-            return self._journal.find(request.custom_id, self._digest(request.fields["params"]))
+            digest = self._digest(request.fields["params"])
+            return self._journal.find(request.custom_id, digest, retry_failed=self._retry_failed)
         except JournalError as error:
             raise self._bad(str(error), line=request.line) from None
 

@@ -84,7 +84,7 @@ def _nothing() -> None:
 
 def _leave(code: int) -> None:
     """End the process here and now."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         # A bar has hidden it.
         os.write(sys.stderr.fileno(), _SHOW_CURSOR)
     os._exit(code)

@@ -34,6 +34,7 @@ _SUFFIXES: Final[Mapping[str, Format]] = {
 _CUSTOM_ID: Final = "custom_id"
 _TEXT: Final = "text"
 _PROMPT: Final = "prompt"
+_HUGE: Final = re.compile(r"\d[eE]\+?\d{3}|\d{200}")
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -230,6 +231,8 @@ def _json(line: str, number: int) -> object:
         value: object = json.loads(line, parse_constant=_refuse)
         if _SURROGATE.search(line):
             json.dumps(value, ensure_ascii=False).encode()
+        if _HUGE.search(line):
+            json.dumps(value, allow_nan=False)
     except json.JSONDecodeError as error:
         raise BadInput(
             f"not JSON: {error.msg} at character {error.colno}; for plain prompts, give --format text", line=number

@@ -52,10 +52,17 @@ def _check_output(options: RunOptions) -> None:
         for flag in ("resume", "retry_failed", "keep_params"):
             if getattr(options, flag):
                 raise Refused(f"--{flag.replace('_', '-')} needs a file of results: give one with -o")
-    elif not resumes:
-        for each in (path, _beside(path)):
+        if sys.stdout is None:
+            raise Refused("the standard output is closed: give a file of results with -o")
+        return
+    try:
+        if path.is_dir():
+            raise Refused(f"{path} can't be used: it is a folder. Give the path of a file")
+        for each in () if resumes else (path, _beside(path)):
             if each.is_file() and each.stat().st_size:
                 raise Refused(f"{each} exists: go on with it by --resume, or give another name")
+    except OSError as error:
+        raise Refused(f"{path} can't be used: {error.strerror or error}") from None
 
 
 def output_of(options: RunOptions) -> Path | None:
