@@ -78,6 +78,16 @@ def test_every_module_opens_with_its_rule(module: str) -> None:
 
 
 @pytest.mark.slow
+def test_public_names_are_loaded_when_they_are_asked_for() -> None:
+    """Help and version of the command need neither the SDK nor pydantic; whatever is public is found all the same."""
+    script = "import sys, penstock; assert not {'anthropic', 'pydantic'} & sys.modules.keys(); penstock.Client"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert set(penstock.__all__) <= set(dir(penstock))
+    assert inspect.ismodule(penstock.streaming)
+    with pytest.raises(AttributeError, match="module 'penstock' has no attribute 'Clinet'"):
+        penstock.Clinet  # noqa: B018
+
+
 def test_import_loads_nothing_optional() -> None:
     """`import penstock` loads no extra, no price table and no test tool."""
     script = "import json, sys, penstock; print(json.dumps(sorted(sys.modules)))"

@@ -57,3 +57,13 @@ def test_a_limit_that_is_none_is_refused(most: Any) -> None:
     """A count or a share."""
     with pytest.raises(ValueError, match="max_failures must be a count from 0 up, or a share between 0 and 1"):
         FailureLimit(fail_fast=False, max_failures=most)
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_failures_of_an_earlier_run_dont_count(fail_fast: bool) -> None:
+    """A program that stopped for them, and is started again, gets as far as the rest."""
+    limit = FailureLimit(fail_fast=fail_fast, max_failures=0)
+    for number in range(10):
+        limit.count(FanOutResult(custom_id="a", index=number, error=ERROR, replayed=True))
+    with pytest.raises((TooManyFailures, ValueError)):
+        limit.count(FanOutResult(custom_id="b", index=10, error=ERROR))

@@ -54,12 +54,14 @@ class FailureLimit:
         return f"<FailureLimit {self._most}, {self._failed} of {self._finished} failed>"
 
     def count(self, result: FanOutResult) -> None:
-        """Count a result.
+        """Count a result of this run; what an earlier one left would stop a program that is started again at once.
 
         Raises:
             TooManyFailures: More failed than may.
             Exception: The first failure, with `fail_fast`.
         """
+        if result.replayed:
+            return
         self._finished += 1
         if result.error is None:
             return
