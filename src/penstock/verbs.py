@@ -233,10 +233,6 @@ class Verbs(ABC):
         """
         from penstock.batch.fan_out import FanOut
 
-        self._check_open()
-        chosen = model or self.settings.model
-        if chosen is not None:
-            params["model"] = chosen
         return FanOut(
             self.sdk,
             requests,
@@ -254,7 +250,7 @@ class Verbs(ABC):
             on_progress=on_progress,
             total=total,
             quota_use=self._quota_use,
-            max_tokens=max_tokens if max_tokens is not None else self.settings.max_tokens,
+            **self._asked(model, max_tokens),
             **params,
         )
 
@@ -321,17 +317,20 @@ class Verbs(ABC):
         """
         from penstock.batch.message_batches import MessageBatches
 
-        self._check_open()
-        chosen = model or self.settings.model
-        if chosen is not None:
-            options["model"] = chosen
         return MessageBatches(
             self.sdk,
             requests,
             concurrency=concurrency if concurrency is not None else self.settings.most_at_once,
-            max_tokens=max_tokens if max_tokens is not None else self.settings.max_tokens,
+            **self._asked(model, max_tokens),
             **options,
         )
+
+    def _asked(self, model: str | None, max_tokens: int | None) -> dict[str, Any]:
+        """Return who is asked for how much: what is given, else the settings, for what needs an open client."""
+        self._check_open()
+        chosen = model or self.settings.model
+        most = self.settings.max_tokens if max_tokens is None else max_tokens
+        return {"max_tokens": most} if chosen is None else {"model": chosen, "max_tokens": most}
 
     # Tools
 
@@ -429,12 +428,5 @@ class Verbs(ABC):
         self, model: str | None, max_tokens: int | None, max_iterations: int | None, params: dict[str, Any]
     ) -> dict[str, Any]:
         """Fill in the settings of a tool loop."""
-        self._check_open()
-        settings = self.settings
-        chosen = model or settings.model
-        return {
-            **params,
-            **({} if chosen is None else {"model": chosen}),
-            "max_tokens": settings.max_tokens if max_tokens is None else max_tokens,
-            "max_iterations": settings.max_tool_iterations if max_iterations is None else max_iterations,
-        }
+        most = self.settings.max_tool_iterations if max_iterations is None else max_iterations
+        return {**params, **self._asked(model, max_tokens), "max_iterations": most}
