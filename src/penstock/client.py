@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
     from penstock.guards.retry import RetryStatistics
+    from penstock.guards.sanitize import SanitizeStatistics
 
 __all__ = ["SDK", "Client", "ClientStatistics"]
 
@@ -54,6 +55,7 @@ class ClientStatistics:
         breaker: The state of each model class.
         admission: The line, the slots, the keys, bucket levels and learned limits of every quota.
         attempts: Attempts as the wire saw them, by model.
+        sanitize: What was found in input; `None` where nobody looks.
     """
 
     calls: RecordStatistics
@@ -61,6 +63,7 @@ class ClientStatistics:
     breaker: CircuitBreakerStatistics
     admission: AdmitStatistics
     attempts: MeterStatistics
+    sanitize: SanitizeStatistics | None = None
 
 
 class Client(Verbs):
@@ -211,6 +214,7 @@ class Client(Verbs):
             breaker=chain.breaker.statistics(),
             admission=chain.admit.statistics(),
             attempts=chain.meter.statistics(),
+            sanitize=None if chain.sanitize is None else chain.sanitize.statistics(),
         )
 
     # Its life

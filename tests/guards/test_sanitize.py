@@ -327,6 +327,8 @@ async def test_a_retried_call_is_looked_at_once(simulator: Simulator) -> None:
     sdk = simulator.client(max_retries=0)
     async with Client(sdk=sdk, sanitize=True, retry={"base_s": 0.001}, observers=[events.append]) as claude:  # type: ignore[arg-type]
         await claude.messages.create(model=MODEL, max_tokens=50, messages=user("a\0b"))
+        counted = claude.statistics().sanitize
+    assert counted == SanitizeStatistics(requests=1, unclean=1, refused=0)
     assert len(simulator.journal) == 2
     assert sum(isinstance(event, InputFlagged) for event in events) == 1
 
