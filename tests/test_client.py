@@ -424,7 +424,7 @@ class _Passes(anthropic.Middleware):
 class TestStatistics:
     async def test_statistics_are_complete_and_frozen(self, simulator: Simulator) -> None:
         """One snapshot holds what every guard counts, and nobody can change it."""
-        async with governed(simulator, limits=Limits(requests_per_minute=60)) as claude:
+        async with governed(simulator, limits=Limits(requests_per_minute=60), sanitize=True) as claude:
             await claude.messages.create(**ASK)
             statistics = claude.statistics()
             await claude.messages.create(**ASK)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penstock import Client, Finding, Sanitize, SanitizeOptions, UnsafeInput
 from penstock.core.events import CallEnded, Event, InputFlagged, Observers
-from penstock.guards.sanitize import SUSPICIOUS
+from penstock.guards.sanitize import SUSPICIOUS, SanitizeStatistics
 from penstock.testing import Cancelled, cancel_at_every_await
 
 if TYPE_CHECKING:
