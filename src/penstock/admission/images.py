@@ -12,17 +12,13 @@ import binascii
 import struct
 from math import ceil, sqrt
 
-from penstock.core.kind import model_version
+from penstock.core.vision import tier_of
 
 __all__ = ["image_size", "image_tokens", "pdf_tokens"]
 
 _PATCH = 28
-# Longest edge in pixels, and most tokens: of models up to 4.6, and of the newer ones.
-_STANDARD = (1568, 1568)
-_HIGH = (2576, 4784)
 # EXIF data and colour profiles stand before the size of a JPEG; this holds the usual ones.
 _HEAD_CHARACTERS = 4 * 32 * 1024
-_HIGH_FROM = (4, 7)
 # A page of 80 kB costs some 4,000 tokens; a request holds 600 pages at most.
 _CHARACTERS_PER_PDF_TOKEN = 27
 _LARGEST_PDF = 600 * 4_000
@@ -39,8 +35,7 @@ def image_tokens(data: str, model: str) -> int:
         >>> image_tokens("R0lGODlhyADIAA==", "claude-haiku-4-5")
         64
     """
-    version = model_version(model)
-    edge, cap = _STANDARD if version is not None and version < _HIGH_FROM else _HIGH
+    edge, cap = tier_of(model)
     size = image_size(data)
     if size is None:
         return cap

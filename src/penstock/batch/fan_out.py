@@ -8,7 +8,6 @@ the caller's own leaves as itself. With a journal, a result is in the file befor
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
@@ -18,7 +17,7 @@ from penstock.batch.ask import Asker
 from penstock.batch.failure_limit import FailureLimit
 from penstock.batch.intake import Intake
 from penstock.batch.items import Request
-from penstock.batch.journal import Journal
+from penstock.batch.journal import Journal, check_journal_options, logged_journal_errors
 from penstock.batch.output_format import OutputFormat
 from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
 from penstock.batch.result import FanOutResult
@@ -36,12 +35,9 @@ if TYPE_CHECKING:
     from penstock.batch.items import Item
     from penstock.batch.progress import OnProgress
 
-
 __all__ = ["FanOut", "Order", "Request"]
 
 Order = Literal["completed", "input"]
-
-_logger: Final = logging.getLogger("penstock")
 
 _ON_PROGRESS_EVERY_S: Final = 1.0
 
@@ -104,15 +100,8 @@ class FanOut:
         quota_use: Callable[[], float | None] | None = None,
         **params: Any,
     ) -> None:
-        _check(
-            concurrency=concurrency,
-            order=order,
-            params=params,
-            journal=journal,
-            retry_failed=retry_failed,
-            replay=replay,
-            keep_params=keep_params,
-        )
+        _check(concurrency=concurrency, order=order, params=params)
+        check_journal_options(journal, retry_failed=retry_failed, replay=replay, keep_params=keep_params)
         check_on_progress(on_progress)
         output = None if output_format is None else OutputFormat(output_format)
         self._intake = Intake(requests, params, output=output, retry_failed=retry_failed, replay=replay)
@@ -210,15 +199,8 @@ class FanOut:
             if self._reporter is not None:
                 self._reporter.end()
             if self._own_journal is not None:
-                await self._close_journal(self._own_journal, quietly=error is not None)
-
-    async def _close_journal(self, journal: Journal, *, quietly: bool) -> None:
-        try:
-            await journal.__aexit__(None, None, None)
-        except JournalError as error:
-            if not quietly:
-                raise
-            _logger.error("%s", error)  # noqa: TRY400 - it says all; the traceback may show content
+                with logged_journal_errors(instead=error is not None):
+                    await self._own_journal.__aexit__(None, None, None)
 
     def __aiter__(self) -> Self:
         """Results as they come."""
@@ -320,22 +302,10 @@ class FanOut:
             scope.cancel()
 
 
-def _check(
-    *,
-    concurrency: object,
-    order: object,
-    params: Mapping[str, Any],
-    journal: object,
-    **of_the_journal: bool,
-) -> None:
+def _check(*, concurrency: object, order: object, params: Mapping[str, Any]) -> None:
     if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
         raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
     if order not in get_args(Order):
         raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
     if params.get("stream"):
         raise ValueError("a fan-out gives whole messages: leave stream out")
-    for name, wanted in of_the_journal.items():
-        if wanted and journal is None:
-            raise ValueError(f"{name} needs a journal: give it journal='run.jsonl', or leave it out")
-    if of_the_journal.get("keep_params") and isinstance(journal, Journal):
-        raise ValueError("keep_params belongs to a journal of your own: Journal(…, keep_params=True)")

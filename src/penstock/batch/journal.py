@@ -39,10 +39,10 @@ from penstock.errors import JournalError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from types import TracebackType
 
-__all__ = ["DeadLetter", "Entry", "Journal"]
+__all__ = ["DeadLetter", "Entry", "Journal", "check_journal_options", "logged_journal_errors"]
 
 T = TypeVar("T")
 
@@ -308,6 +308,35 @@ class Journal:
             await self._changed.wait()
             await anyio.sleep(self._fsync_s)
             await self.sync()
+
+
+def check_journal_options(journal: object, *, keep_params: bool, **others: bool) -> None:
+    """Refuse options of a run that need a journal, where it has none or can't change it.
+
+    Args:
+        journal: What the run was given: a path, an open `Journal`, or `None`.
+        keep_params: Whether lines are to keep params.
+        **others: Options that make no sense without a journal, by name.
+
+    Raises:
+        ValueError: So it is.
+    """
+    for name, wanted in {**others, "keep_params": keep_params}.items():
+        if wanted and journal is None:
+            raise ValueError(f"{name} needs a journal: give it journal='run.jsonl', or leave it out")
+    if keep_params and isinstance(journal, Journal):
+        raise ValueError("keep_params belongs to a journal of your own: Journal(…, keep_params=True)")
+
+
+@contextlib.contextmanager
+def logged_journal_errors(*, instead: bool) -> Generator[None]:
+    """Log a `JournalError` of the block instead of raising it, where another exception is on its way already."""
+    try:
+        yield
+    except JournalError as error:
+        if not instead:
+            raise
+        _logger.error("%s", error)  # noqa: TRY400 - it says all; the traceback may show content
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

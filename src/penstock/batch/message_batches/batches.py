@@ -7,7 +7,6 @@ which they come.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Sized
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import anyio
 
-from penstock.batch.journal import Journal
+from penstock.batch.journal import Journal, check_journal_options, logged_journal_errors
 from penstock.batch.message_batches.desk import Desk
 from penstock.batch.message_batches.ledger import Ledger
-from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan, check_journal_options
+from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan
 from penstock.batch.message_batches.remote import Remote
 from penstock.batch.message_batches.requests import BatchIntake, Spool
 from penstock.batch.message_batches.run import Run
@@ -27,7 +26,6 @@ from penstock.batch.output_format import OutputFormat
 from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
 from penstock.batch.result import FanOutResult
 from penstock.core.context import current_deadline
-from penstock.errors import JournalError
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
     from penstock.batch.progress import OnProgress
 
 __all__ = ["MessageBatches"]
-
-_logger: Final = logging.getLogger("penstock")
 
 _BUFFERED: Final = 64
 _ON_PROGRESS_EVERY_S: Final = 1.0
@@ -116,7 +112,9 @@ class MessageBatches:
         **params: Any,
     ) -> None:
         check_on_progress(on_progress)
-        check_journal_options(journal, params, retry_failed=retry_failed, replay=replay, keep_params=keep_params)
+        if params.get("stream"):
+            raise ValueError("a batch gives whole messages: leave stream out")
+        check_journal_options(journal, retry_failed=retry_failed, replay=replay, keep_params=keep_params)
         self._plan = Plan(
             batch_size=batch_size,
             batch_bytes=batch_bytes,
@@ -250,21 +248,14 @@ class MessageBatches:
             # Without the block's exception, which would come out wrapped in an ExceptionGroup.
             await group.__aexit__(None, None, None)
         finally:
-            await self._close(quietly=error is not None)
+            with logged_journal_errors(instead=error is not None):
+                await self._stack.aclose()
 
     async def _stop(self) -> None:
         """Stop what nobody could collect, even where the block was cancelled."""
         self._desk.remote.deadline_at = math.inf
         with anyio.move_on_after(_STOPPED_WITHIN_S, shield=True):
             await self._run.stop_all()
-
-    async def _close(self, *, quietly: bool) -> None:
-        try:
-            await self._stack.aclose()
-        except JournalError as error:
-            if not quietly:
-                raise
-            _logger.error("%s", error)  # noqa: TRY400 - it says all; the traceback may show content
 
     def __aiter__(self) -> Self:
         """Results as they come."""

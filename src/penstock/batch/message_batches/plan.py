@@ -9,13 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock.batch.journal import Journal
-
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
-__all__ = ["MOST_BYTES", "MOST_REQUESTS", "Plan", "check_journal_options"]
+__all__ = ["MOST_BYTES", "MOST_REQUESTS", "Plan"]
 
 MOST_REQUESTS: Final = 100_000
 # 256 MB, less what the body has around its requests.
@@ -74,23 +71,6 @@ class Plan:
         if left_s == math.inf:
             return 0.0
         return max(left_s / 10, _LEAST_LIVE_S) if self.live_s is None else self.live_s
-
-
-def check_journal_options(
-    journal: str | os.PathLike[str] | Journal | None, params: Mapping[str, Any], **of_the_journal: bool
-) -> None:
-    """Refuse options that need a journal without one, and what a batch can't do.
-
-    Raises:
-        ValueError: So it is.
-    """
-    if params.get("stream"):
-        raise ValueError("a batch gives whole messages: leave stream out")
-    for name, wanted in of_the_journal.items():
-        if wanted and journal is None:
-            raise ValueError(f"{name} needs a journal: give it journal='run.jsonl', or leave it out")
-    if of_the_journal["keep_params"] and isinstance(journal, Journal):
-        raise ValueError("keep_params belongs to a journal of your own: Journal(…, keep_params=True)")
 
 
 def _check_whole(name: str, value: object, most: float = math.inf) -> None:
