@@ -32,7 +32,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 WHEELS = Path(".nox", "wheel")
 CODE = [name for name in ("src", "tests", "benchmarks", "noxfile.py") if Path(name).exists()]
 PEERS = "*peers.py"
-FULLY_COVERED = ("admission", "core", "guards")
+FULLY_COVERED = ("_core", "guards")
 
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SUPPORTED = ["3.11", "3.12", "3.13"]

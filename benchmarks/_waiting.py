@@ -20,11 +20,11 @@ import anyio.lowlevel
 
 import penstock
 from _spending import MODEL
-from penstock.admission.concurrency import Slots
-from penstock.admission.keys import KeyPool
-from penstock.admission.limits import Cost, Limits
-from penstock.admission.line import Claim, Grant, Line
-from penstock.core.secret import Secret
+from penstock._core.secret import Secret
+from penstock.guards.admit.keys import KeyPool
+from penstock.guards.admit.limits import Cost, Limits
+from penstock.guards.admit.line import Claim, Grant, Line
+from penstock.guards.admit.slots import Slots
 from penstock.simulator import Simulator
 from penstock.testing import VirtualLoop
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from time import process_time
 
-from penstock.core.sse import SSEDecoder
+from penstock._core.body.sse import SSEDecoder
 
 EVENT = (
     b"event: content_block_delta\n"

@@ -7,10 +7,10 @@ import anthropic
 import pytest
 
 from penstock import Client, RetryOptions, SanitizeOptions, Settings
+from penstock._core.attempt import Attempt
+from penstock._core.background import Background
 from penstock.chain import build_chain
-from penstock.core.attempt import Attempt
-from penstock.core.background import Background
-from penstock.core.events import Observers
+from penstock.events import Observers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

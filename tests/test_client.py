@@ -17,8 +17,8 @@ import pytest
 
 import penstock
 from penstock import Client, ClientClosed, KeyNotFound, Limits, NoKeyAvailable, RetryOptions, Settings
-from penstock.core.events import CallEnded, Event, KeyChanged
-from penstock.core.secret import key_name
+from penstock._core.secret import key_name
+from penstock.events import CallEnded, Event, KeyChanged
 from penstock.simulator import Simulator
 from penstock.simulator.server import serving
 from penstock.testing import VirtualLoop

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from penstock import Client, RetryOptions
-from penstock.core.events import CallEnded, Event
-from penstock.core.sse import SSEDecoder
+from penstock._core.body.sse import SSEDecoder
+from penstock.events import CallEnded, Event
 from penstock.simulator import Simulator
 
 if TYPE_CHECKING:

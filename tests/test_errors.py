@@ -11,7 +11,7 @@ import pytest
 from anthropic.types import Message
 
 from penstock import errors
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.errors import (
     AdmissionTimeout,
     BudgetExceeded,

@@ -24,7 +24,7 @@ from penstock.simulator.server import serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penstock.core.events import Event
+    from penstock.events import Event
 
 KEY = "sk-ant-api03-very-secret-key"
 PROMPT = "the-very-private-prompt"
@@ -227,7 +227,7 @@ async def test_a_client_and_its_parts_show_no_key() -> None:
             told = f"{claude} {claude.settings} {claude.statistics()} {claude._chain} {claude._chain.admit.pool.keys}"
             told += f"{[repr(task) for task in asyncio.all_tasks()]}"
     assert KEY not in told
-    assert penstock.core.secret.key_name(KEY) in told  # type: ignore[attr-defined]
+    assert penstock._core.secret.key_name(KEY) in told  # type: ignore[attr-defined]
 
 
 async def test_the_sdk_s_debug_log_shows_no_key(caplog: pytest.LogCaptureFixture) -> None:

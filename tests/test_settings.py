@@ -15,7 +15,7 @@ import pydantic
 import pytest
 
 from penstock import BreakerOptions, Client, Limits, RetryOptions, SanitizeOptions, Settings
-from penstock.core.secret import Secret
+from penstock._core.secret import Secret
 from penstock.settings import SettingsFields, check_base_url
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 if TYPE_CHECKING:
-    from penstock.core.sse import ServerSentEvent
+    from penstock._core.body.sse import ServerSentEvent
     from penstock.streaming.split import Raw
 
 with atheris.instrument_imports(include=["penstock"]):
-    from penstock.core.sse import SSEDecoder
+    from penstock._core.body.sse import SSEDecoder
     from penstock.errors import InvalidStream
     from penstock.streaming.split import Splitter, data_of, name_of, text_of
 

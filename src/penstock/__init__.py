@@ -9,16 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from penstock.admission.limits import Limits
+    from penstock._core.context import deadline, labels
     from penstock.batch.journal import Journal
     from penstock.batch.progress import Progress
     from penstock.batch.result import FanOutResult
-    from penstock.chat.content import document, image, image_tokens
-    from penstock.chat.conversation import Conversation
-    from penstock.chat.reply import Reply
-    from penstock.chat.system_prompt import SystemPrompt
     from penstock.client import Client, ClientStatistics
-    from penstock.core.context import deadline, labels
+    from penstock.content.blocks import document, image, image_tokens
+    from penstock.conversation.conversation import Conversation
+    from penstock.conversation.reply import Reply
+    from penstock.conversation.system_prompt import SystemPrompt
     from penstock.errors import (
         AdmissionTimeout,
         BudgetExceeded,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
         UnsafeInput,
     )
     from penstock.guards.admit import Admit
+    from penstock.guards.admit.limits import Limits
     from penstock.guards.breaker import BreakerOptions, CircuitBreaker
     from penstock.guards.meter import Meter
     from penstock.guards.record import Record
@@ -128,7 +128,7 @@ _LATE = {
     "ClientClosed": "penstock.errors",
     "ClientStatistics": "penstock.client",
     "ContextOverflow": "penstock.errors",
-    "Conversation": "penstock.chat.conversation",
+    "Conversation": "penstock.conversation.conversation",
     "Deny": "penstock.tools",
     "FanOutResult": "penstock.batch.result",
     "Finding": "penstock.guards.sanitize",
@@ -140,14 +140,14 @@ _LATE = {
     "Journal": "penstock.batch.journal",
     "JournalError": "penstock.errors",
     "KeyNotFound": "penstock.errors",
-    "Limits": "penstock.admission.limits",
+    "Limits": "penstock.guards.admit.limits",
     "Meter": "penstock.guards.meter",
     "NoKeyAvailable": "penstock.errors",
     "PenstockError": "penstock.errors",
     "Progress": "penstock.batch.progress",
     "QueueFull": "penstock.errors",
     "Record": "penstock.guards.record",
-    "Reply": "penstock.chat.reply",
+    "Reply": "penstock.conversation.reply",
     "RequestExceedsQuota": "penstock.errors",
     "Retry": "penstock.guards.retry",
     "RetryOptions": "penstock.guards.retry",
@@ -155,7 +155,7 @@ _LATE = {
     "SanitizeOptions": "penstock.guards.sanitize",
     "Settings": "penstock.settings",
     "StreamInterrupted": "penstock.errors",
-    "SystemPrompt": "penstock.chat.system_prompt",
+    "SystemPrompt": "penstock.conversation.system_prompt",
     "SystemPromptChanged": "penstock.errors",
     "TooManyFailures": "penstock.errors",
     "Tool": "penstock.tools",
@@ -167,16 +167,16 @@ _LATE = {
     "UnknownPrice": "penstock.errors",
     "UnknownTool": "penstock.errors",
     "UnsafeInput": "penstock.errors",
-    "deadline": "penstock.core.context",
-    "document": "penstock.chat.content",
-    "image": "penstock.chat.content",
-    "image_tokens": "penstock.chat.content",
-    "labels": "penstock.core.context",
+    "deadline": "penstock._core.context",
+    "document": "penstock.content.blocks",
+    "image": "penstock.content.blocks",
+    "image_tokens": "penstock.content.blocks",
+    "labels": "penstock._core.context",
     "tool": "penstock.tools",
 }
 _PARTS = frozenset({
-    "admission", "batch", "chain", "chat", "cli", "client", "core", "costs", "errors", "governed", "guards",
-    "keys", "lifetime", "observe", "settings", "simulator", "streaming", "testing", "tools", "verbs", "web",
+    "batch", "chain", "cli", "client", "content", "conversation", "costs", "errors", "events", "governed", "guards",
+    "keys", "lifetime", "messages", "observe", "settings", "simulator", "streaming", "testing", "tools", "verbs", "web",
 })  # fmt: skip
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from anthropic import Middleware
 
-    from penstock.core.background import Background
-    from penstock.core.events import Observers
+    from penstock._core.background import Background
+    from penstock.events import Observers
     from penstock.settings import Settings
 
 __all__ = ["Chain", "build_chain"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from anthropic import AsyncAnthropic
 
+from penstock._core.background import Background
 from penstock.chain import Chain, build_chain
-from penstock.core.background import Background
-from penstock.core.events import Observer, Observers
+from penstock.events import Observer, Observers
 from penstock.governed import SDK, governed_copy, own_sdk, sends_nothing_else
 from penstock.keys.environment import as_secret, keys_of_environment
 from penstock.lifetime import Lifetime
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
 
-    from penstock.admission.statistics import AdmitStatistics
-    from penstock.core.secret import Secret
+    from penstock._core.secret import Secret
+    from penstock.guards.admit.statistics import AdmitStatistics
     from penstock.guards.breaker import CircuitBreakerStatistics
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.record import RecordStatistics
@@ -74,7 +74,7 @@ class Client(Verbs):
         sdk: An SDK client to govern in place of our own: Bedrock, Vertex, Foundry, AWS, Google Cloud, or one with an
             `http_client` of yours. A copy gets the guards, after your own middleware; the original is neither changed
             nor closed. Its own credentials count as one key.
-        observers: Functions that are told every event (`penstock.core.events`); synchronous, they must not block.
+        observers: Functions that are told every event (`penstock.events`); synchronous, they must not block.
         **fields: Any field of `Settings` by name; wins over `settings`.
 
     Raises:

@@ -156,7 +156,7 @@ class StreamInterrupted(PenstockError):
 
     Attributes:
         partial: The message as far as it came, with `stop_reason` `None`; left out when the error is pickled or copied.
-        usage: A `penstock.core.usage.Usage`: what is known of its tokens, marked as estimated.
+        usage: A `penstock._core.usage.Usage`: what is known of its tokens, marked as estimated.
         cause: The error of the SDK or the transport behind it; left out as `partial` is.
     """
 

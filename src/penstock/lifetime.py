@@ -17,7 +17,7 @@ from penstock.errors import ClientClosed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from penstock.core.background import Background
+    from penstock._core.background import Background
     from penstock.guards.record import Record
 
 __all__ = ["Lifetime"]

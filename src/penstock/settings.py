@@ -25,8 +25,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from penstock.admission.options import AdmitOptions
-from penstock.core.secret import Secret
+from penstock._core.secret import Secret
+from penstock.guards.admit.options import AdmitOptions
 from penstock.guards.breaker import BreakerOptions
 from penstock.guards.retry import RetryOptions
 from penstock.guards.sanitize import SanitizeOptions
@@ -35,8 +35,8 @@ from penstock.keys.environment import as_secret
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from penstock.admission.keys import Balance
-    from penstock.admission.limits import Limits, QuotaScope
+    from penstock.guards.admit.keys import Balance
+    from penstock.guards.admit.limits import Limits, QuotaScope
 
 __all__ = ["Settings", "SettingsFields", "check_base_url"]
 

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
+    from penstock._core.background import Background
     from penstock.batch.fan_out import FanOut, Order, Request
     from penstock.batch.journal import Journal
     from penstock.batch.message_batches import MessageBatches
     from penstock.batch.progress import OnProgress
     from penstock.batch.result import FanOutResult
-    from penstock.chat.conversation import Conversation
-    from penstock.chat.system_prompt import SystemPrompt
-    from penstock.core.background import Background
-    from penstock.core.events import Observers
+    from penstock.conversation.conversation import Conversation
+    from penstock.conversation.system_prompt import SystemPrompt
+    from penstock.events import Observers
     from penstock.settings import Settings
     from penstock.streaming.opening import OnAbandon, StreamManager
     from penstock.tools.events import Approve
@@ -150,7 +150,7 @@ class Verbs(ABC):
             >>> anyio.run(main)
             end_turn 2
         """
-        from penstock.chat.conversation import Conversation
+        from penstock.conversation.conversation import Conversation
 
         settings = self.settings
         options.setdefault("max_iterations", settings.max_tool_iterations)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import penstock
 from penstock import Client, ClientClosed, FanOutResult, NoKeyAvailable, RetryOptions
 from penstock.batch.fan_out import FanOut, Order
-from penstock.core.events import CallEnded, Event
+from penstock.events import CallEnded, Event
 from penstock.simulator import Simulator
 from penstock.testing import VirtualLoop
 

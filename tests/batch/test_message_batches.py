@@ -30,8 +30,8 @@ from penstock.batch.message_batches.plan import Plan
 from penstock.batch.message_batches.remote import NoResults, Remote
 from penstock.batch.message_batches.requests import Head, Spool, encoded, wire_id
 from penstock.batch.message_batches.submit import Submitter
-from penstock.core.events import CallEnded, Event
 from penstock.errors import InvalidOutput, ItemFailed
+from penstock.events import CallEnded, Event
 from penstock.simulator import BatchOptions, Simulator
 from penstock.simulator.server import serving
 from penstock.testing import Cancelled, cancel_at_every_await

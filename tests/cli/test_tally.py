@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from penstock._core.usage import Usage
 from penstock.cli.tally import ServerStatistics, Tally, percentile, quota_used
-from penstock.core.events import BackgroundFailed, CallEnded, RetryScheduled
-from penstock.core.usage import Usage
+from penstock.events import BackgroundFailed, CallEnded, RetryScheduled
 
 if TYPE_CHECKING:
     from penstock.simulator import Simulator

@@ -11,7 +11,7 @@ from anthropic.types.beta import BetaMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.costs.prices import cost, price_of
 from penstock.errors import UnknownPrice
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penstock.core.events import BreakerChanged, Event, Observers
 from penstock.errors import CircuitOpen, QueueFull
+from penstock.events import BreakerChanged, Event, Observers
 from penstock.guards.breaker import Breaker, BreakerOptions, CircuitBreaker, Passage
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.durations import Durations
+from penstock._core.durations import Durations
 from penstock.guards.meter import Meter
 
 if TYPE_CHECKING:

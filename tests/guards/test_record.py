@@ -9,11 +9,11 @@ import httpx2
 import pydantic
 import pytest
 
-from penstock.core.attempt import http_response_of, open_attempt
-from penstock.core.background import Background
-from penstock.core.context import deadline, labels
-from penstock.core.events import CallEnded, Event, Observers
+from penstock._core.attempt import http_response_of, open_attempt
+from penstock._core.background import Background
+from penstock._core.context import deadline, labels
 from penstock.errors import ClientClosed, QueueFull
+from penstock.events import CallEnded, Event, Observers
 from penstock.guards.record import Record
 from penstock.simulator import Simulator
 

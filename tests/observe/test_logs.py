@@ -16,8 +16,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.context import labels
-from penstock.core.events import (
+from penstock._core.context import labels
+from penstock._core.usage import Usage
+from penstock.events import (
     BackgroundFailed,
     BreakerChanged,
     CallEnded,
@@ -29,7 +30,6 @@ from penstock.core.events import (
     QuotaCooled,
     RetryScheduled,
 )
-from penstock.core.usage import Usage
 from penstock.guards.record import Record
 from penstock.observe.logs import BufferedHandler, JSONFormatter, LogObserver, json_handler
 from penstock.simulator import Simulator
@@ -251,7 +251,7 @@ def test_nothing_is_printed_until_a_handler_is_added_and_waiting_lines_are_writt
     """Without a handler not even an error shows; with ours, what waits at exit goes to standard error."""
     script = (
         "import logging\n"
-        "from penstock.core.events import BackgroundFailed, QuotaCooled\n"
+        "from penstock.events import BackgroundFailed, QuotaCooled\n"
         "from penstock.observe.logs import LogObserver, json_handler\n"
         "observer = LogObserver()\n"
         "observer(BackgroundFailed(error_type='OSError'))\n"

@@ -5,7 +5,7 @@ from typing import Any
 import anthropic
 import httpx2
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.errors import InvalidStream
 from penstock.streaming.inbox import Inbox
 from penstock.streaming.split import name_of

@@ -12,10 +12,10 @@ import pytest
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
 import penstock
-from penstock.core.background import Background
-from penstock.core.events import Observers
-from penstock.core.failure import FailureKind
+from penstock._core.background import Background
+from penstock._core.failure import FailureKind
 from penstock.errors import StreamInterrupted
+from penstock.events import Observers
 from penstock.streaming import Stream, stream
 from penstock.streaming.source import DrainedSource, Source, as_sse
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
-    from penstock.core.attempt import Attempt
+    from penstock._core.attempt import Attempt
     from penstock.simulator import Simulator
     from penstock.testing.plugin import VirtualTime
 
@@ -191,7 +191,7 @@ async def test_a_stall_counts_as_a_timeout_of_the_service(wire: Any, virtual_tim
 
     class Watch(anthropic.Middleware):
         async def handle_async(self, request: APIRequest, call_next: Any) -> Any:
-            from penstock.core.attempt import open_attempt
+            from penstock._core.attempt import open_attempt
 
             with open_attempt(request) as attempt:
                 attempts.append(attempt)

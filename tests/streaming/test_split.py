@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.core.sse import SSEDecoder
+from penstock._core.body.sse import SSEDecoder
 from penstock.errors import InvalidStream
 from penstock.streaming import split
 from penstock.streaming.split import Splitter, data_of, name_of, text_of

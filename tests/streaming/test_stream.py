@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.errors import InvalidStream, StreamInterrupted
 from penstock.streaming import Stream, stream
 from penstock.streaming.inbox import DELTA

@@ -6,7 +6,7 @@ import pytest
 from anthropic.types import Message
 
 from penstock import UnknownPrice
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.tools.outcome import Bill
 
 

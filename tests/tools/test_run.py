@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from penstock import Client, InvalidHistory, StreamInterrupted, ToolLoopLimit, ToolRun, UnknownPrice, UnknownTool, tool
-from penstock.core.events import CallEnded, Event
+from penstock.events import CallEnded, Event
 from penstock.tools import run_tools
 from penstock.tools.run import Drive
 from penstock.tools.state import Ask
@@ -124,7 +124,7 @@ class TestRun:
                 seen.append(event.labels.get("tool_iteration"))
 
         async def ask() -> str:
-            from penstock.core.context import current_labels
+            from penstock._core.context import current_labels
 
             inner.append(dict(current_labels()))
             return "x"

@@ -8,7 +8,7 @@ from anthropic.types import Message
 from pydantic import ValidationError
 
 from penstock import ToolLoopLimit, UnknownPrice, UnknownTool
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.tools import ToolOptions, Tools
 from penstock.tools.content import Result
 from penstock.tools.state import Ask, End, LoopState, RunCalls, Stop

@@ -50,7 +50,7 @@ from penstock import (
     tool,
 )
 from penstock.batch.fan_out import FanOut
-from penstock.core.events import CallEnded, Event
+from penstock.events import CallEnded, Event
 from penstock.streaming import Stream
 from penstock.testing import Cancelled, cancel_at_every_await
 from penstock.tools import ToolFinished

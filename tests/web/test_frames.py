@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.streaming import ErrorFrame, FinalFrame, TextFrame
 from penstock.web.frames import CloseCode, encoded
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from penstock.core.context import current_labels
+from penstock._core.context import current_labels
 from penstock.web import LabelsMiddleware
 
 if TYPE_CHECKING:

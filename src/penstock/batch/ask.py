@@ -14,8 +14,8 @@ import anthropic
 import httpx2
 from anthropic.types import Message
 
+from penstock._core.context import Patience, Priority, current_labels, labels, on_call_end, patience
 from penstock.batch.result import FanOutResult, is_final
-from penstock.core.context import Patience, Priority, current_labels, labels, on_call_end, patience
 from penstock.errors import InvalidOutput
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from penstock._core.context import EndedCall
     from penstock.batch.items import Item
     from penstock.batch.journal import Journal
     from penstock.batch.output_format import OutputFormat
     from penstock.batch.progress import Tally
-    from penstock.core.context import EndedCall
 
 __all__ = ["Asker", "ask", "fitted"]
 

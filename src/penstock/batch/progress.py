@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import anyio
 
-from penstock.core.usage import NOTHING, Usage
+from penstock._core.usage import NOTHING, Usage
 from penstock.errors import UnknownPrice
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from anthropic.types import Message
 
-    from penstock.admission.statistics import AdmitStatistics
     from penstock.batch.result import FanOutResult
+    from penstock.guards.admit.statistics import AdmitStatistics
 
 __all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "check_on_progress", "quota_use"]
 

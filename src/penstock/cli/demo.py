@@ -18,13 +18,13 @@ import anyio
 import httpx2
 from pydantic import ValidationError
 
+from penstock._core.usage import Usage
 from penstock.cli.corpus import collect
 from penstock.cli.display import Display
 from penstock.cli.local_server import LocalServer, ServerFailed, ServerOptions
 from penstock.cli.report import Report, rows
 from penstock.cli.tally import ServerStatistics, Tally, quota_used
 from penstock.client import Client
-from penstock.core.usage import Usage
 from penstock.costs.prices import price_of
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from penstock.core.events import CallEnded, RetryScheduled
+from penstock.events import CallEnded, RetryScheduled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.core.events import Event
+    from penstock.events import Event
 
 __all__ = ["ServerStatistics", "Tally", "percentile", "quota_used"]
 
@@ -29,7 +29,7 @@ class Tally:
     Attributes:
         answered: Items with an answer.
         errors: Those without, by name of the error.
-        retries: Attempts repeated, by why the one before failed (`penstock.core.failure.FailureKind`).
+        retries: Attempts repeated, by why the one before failed (`penstock._core.failure.FailureKind`).
         failures: Calls that failed in the end, by why.
         latencies_s: Of each call, waits and retries included.
         waits_s: Of each call in line.

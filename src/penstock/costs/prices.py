@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.errors import UnknownPrice
 
 if TYPE_CHECKING:

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import anthropic
 from pydantic import Field, model_validator
 
-from penstock.core.attempt import open_attempt
-from penstock.core.events import BreakerChanged, Observers
-from penstock.core.failure import FailureKind
-from penstock.core.kind import RequestKind
-from penstock.core.options import Options, options_from
+from penstock._core.attempt import open_attempt
+from penstock._core.failure import FailureKind
+from penstock._core.kind import RequestKind
+from penstock._core.options import Options, options_from
 from penstock.errors import CircuitOpen
+from penstock.events import BreakerChanged, Observers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from anthropic import APIRequest
 
-    from penstock.core.attempt import Attempt, CallNext, Response
+    from penstock._core.attempt import Attempt, CallNext, Response
 
 __all__ = ["Breaker", "BreakerOptions", "BreakerStatistics", "CircuitBreaker", "CircuitBreakerStatistics", "Passage"]
 

@@ -1,7 +1,7 @@
 """The meter: what every attempt came to, added up.
 
-The rule here: it only adds. What a body tells is found by the scanner in `penstock.core.tap`; an attempt is added once,
-when it has ended, and however many there are, the totals take the same memory.
+The rule here: it only adds. What a body tells is found in `penstock._core.body`; an attempt is added once, when it has
+ended, and however many there are, the totals take the same memory.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Final
 
 import anthropic
 
-from penstock.core.attempt import open_attempt
-from penstock.core.durations import Durations, DurationStatistics
-from penstock.core.kind import RequestKind
+from penstock._core.attempt import open_attempt
+from penstock._core.durations import Durations, DurationStatistics
+from penstock._core.kind import RequestKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anthropic import APIRequest
 
-    from penstock.core.attempt import Attempt, CallNext, Response
-    from penstock.core.usage import Usage
+    from penstock._core.attempt import Attempt, CallNext, Response
+    from penstock._core.usage import Usage
 
 __all__ = ["Meter", "MeterStatistics", "ModelStatistics"]
 
@@ -39,7 +39,7 @@ class ModelStatistics:
     Attributes:
         attempts: Attempts that ended.
         successes: Those that succeeded.
-        failures: The others, by kind of failure (`penstock.core.failure.FailureKind`).
+        failures: The others, by kind of failure (`penstock._core.failure.FailureKind`).
         rate_limited: Answers of 429 among them.
         input_tokens: Input after the last cache breakpoint.
         output_tokens: Generated, thinking included.

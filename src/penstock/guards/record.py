@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 import anthropic
 import anyio
 
-from penstock.core.attempt import http_response_of, open_attempt
-from penstock.core.call import open_call
-from penstock.core.events import CallEnded, Observers
-from penstock.core.failure import Failure, FailureKind, failure_of_exception
-from penstock.core.secret import clean_error, without_secrets
+from penstock._core.attempt import http_response_of, open_attempt
+from penstock._core.call import open_call
+from penstock._core.failure import Failure, FailureKind, failure_of_exception
+from penstock._core.secret import clean_error, without_secrets
 from penstock.errors import PenstockError
+from penstock.events import CallEnded, Observers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import APIRequest
 
-    from penstock.core.attempt import CallNext, Response
-    from penstock.core.background import Background
-    from penstock.core.call import Call
+    from penstock._core.attempt import CallNext, Response
+    from penstock._core.background import Background
+    from penstock._core.call import Call
 
 __all__ = ["Record", "RecordStatistics"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from penstock.core.secret import Secret
+from penstock._core.secret import Secret
 from penstock.errors import KeyNotFound
 
 __all__ = ["as_secret", "keys_of_environment"]

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 
-from penstock.core.clock import wall_now
-from penstock.core.events import (
+from penstock._core.clock import wall_now
+from penstock._core.failure import FailureKind
+from penstock.events import (
     BackgroundFailed,
     BreakerChanged,
     CallEnded,
@@ -31,7 +32,6 @@ from penstock.core.events import (
     LimitsLearned,
     RetryScheduled,
 )
-from penstock.core.failure import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -68,7 +68,7 @@ class LogObserver:
         logger: Where the lines go; the logger `penstock` if not given.
 
     Example:
-        >>> from penstock.core.events import QuotaCooled
+        >>> from penstock.events import QuotaCooled
         >>> logger = logging.getLogger("penstock")
         >>> logger.setLevel(logging.INFO)
         >>> logger.addHandler(json_handler(sys.stderr))

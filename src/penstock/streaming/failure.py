@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anthropic.types.beta import BetaMessage
     from pydantic import BaseModel
 
-    from penstock.core.usage import Usage
+    from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyMessage
 
 __all__ = ["ended_early", "error_of_event", "interruption"]

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.errors import InvalidStream
 from penstock.streaming.failure import ended_early, error_of_event
 from penstock.streaming.split import Splitter, data_of, name_of, text_of

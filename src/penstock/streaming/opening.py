@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import AsyncAnthropic
 
-    from penstock.core.background import Background
+    from penstock._core.background import Background
 
 __all__ = ["OnAbandon", "StreamManager", "stream"]
 

@@ -18,7 +18,7 @@ from penstock.errors import StreamInterrupted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from penstock.core.usage import Usage
+    from penstock._core.usage import Usage
     from penstock.streaming.stream import Stream
 
 __all__ = ["ErrorFrame", "FinalFrame", "Frame", "TextFrame", "relay"]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final, cast
 import anyio
 import httpx2
 
-from penstock.core.failure import Failure, FailureKind
+from penstock._core.failure import Failure, FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
     from pydantic import BaseModel
 
-    from penstock.core.attempt import Attempt
+    from penstock._core.attempt import Attempt
 
 __all__ = ["DrainedSource", "Source", "as_sse", "close_generator"]
 

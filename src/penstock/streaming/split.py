@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from pydantic_core import from_json
 
-from penstock.core.sse import ServerSentEvent, SSEDecoder
+from penstock._core.body.sse import ServerSentEvent, SSEDecoder
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from penstock.core.usage import Usage
+    from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyEvent, AnyMessage
     from penstock.streaming.source import Source
     from penstock.streaming.split import Raw

@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from penstock.core.usage import NOTHING, Usage
+from penstock._core.usage import NOTHING, Usage
 from penstock.costs.prices import cost, price_of
 from penstock.errors import UnknownPrice
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from penstock.core.context import labels
-from penstock.core.usage import Usage
+from penstock._core.context import labels
+from penstock._core.usage import Usage
 from penstock.costs.prices import price_of
 from penstock.errors import StreamInterrupted
 from penstock.streaming.opening import stream

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from penstock.core.options import Options
+from penstock._core.options import Options
 from penstock.errors import ToolLoopLimit, UnknownTool
 from penstock.tools.outcome import Bill, ToolRun
 from penstock.tools.transcript import Prompt, Transcript
 
 if TYPE_CHECKING:
-    from penstock.core.usage import Usage
+    from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.content import Result
     from penstock.tools.events import ToolCall

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anthropic
 
-from penstock.core.failure import retry_after_s
+from penstock._core.failure import retry_after_s
 from penstock.errors import StreamInterrupted, UnknownPrice
 from penstock.streaming.relay import ErrorFrame, FinalFrame, Frame, TextFrame
 

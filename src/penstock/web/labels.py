@@ -9,7 +9,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from penstock.core.context import labels
+from penstock._core.context import labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

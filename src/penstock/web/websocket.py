@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from penstock.core.usage import Usage
+from penstock._core.usage import Usage
 from penstock.streaming.relay import ErrorFrame, FinalFrame, Frame, relay
 from penstock.streaming.stream import Stream
 from penstock.web.frames import CloseCode, close_code, cost_of, encoded, error_frame, wait_s

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import anyio
 
+from penstock._core.context import current_deadline
 from penstock.batch.journal import Journal, check_journal_options, logged_journal_errors
 from penstock.batch.message_batches.desk import Desk
 from penstock.batch.message_batches.ledger import Ledger
@@ -25,7 +26,6 @@ from penstock.batch.message_batches.run import Run
 from penstock.batch.output_format import OutputFormat
 from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
 from penstock.batch.result import FanOutResult
-from penstock.core.context import current_deadline
 
 if TYPE_CHECKING:
     import os

@@ -14,12 +14,12 @@ import anthropic
 import anyio
 import httpx2
 
+from penstock._core.context import Pin
+from penstock._core.failure import failure_of_error_event
 from penstock.batch.message_batches.desk import NO_BATCH, result_of
 from penstock.batch.message_batches.ledger import member
 from penstock.batch.message_batches.remote import NoResults, failure_of
 from penstock.batch.result import FanOutResult
-from penstock.core.context import Pin
-from penstock.core.failure import failure_of_error_event
 from penstock.errors import ItemFailed, NoKeyAvailable, PenstockError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from penstock.core.context import Pin
+from penstock._core.context import Pin
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:

@@ -18,14 +18,14 @@ import anyio
 from anthropic.pagination import AsyncPage
 from anthropic.types.messages import MessageBatch
 
+from penstock._core.context import Patience, labels, patience, pinned
+from penstock._core.failure import Failure, FailureKind, failure_of_exception
 from penstock.batch.message_batches.ledger import Mark
-from penstock.core.context import Patience, labels, patience, pinned
-from penstock.core.failure import Failure, FailureKind, failure_of_exception
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 
-    from penstock.core.context import Pin
+    from penstock._core.context import Pin
 
 __all__ = ["NoResults", "Remote", "failure_of"]
 

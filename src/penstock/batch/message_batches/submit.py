@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 import anyio.lowlevel
 
+from penstock._core.context import Pin
+from penstock._core.failure import FailureKind
 from penstock.batch.message_batches.desk import AT_A_STRETCH
 from penstock.batch.message_batches.remote import failure_of
-from penstock.core.context import Pin
-from penstock.core.failure import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

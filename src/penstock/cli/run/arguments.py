@@ -16,8 +16,8 @@ from penstock.cli.run.template import Template
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from penstock._core.context import Priority
     from penstock.cli.run.requests import Format
-    from penstock.core.context import Priority
 
 __all__ = ["RunOptions", "add_run", "run_options"]
 

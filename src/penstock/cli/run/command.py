@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anthropic
 import anyio
 
+from penstock._core.context import labels
 from penstock.batch.journal import Journal
 from penstock.cli.run.feed import Feed
 from penstock.cli.run.interrupt import Interruptible
@@ -22,7 +23,6 @@ from penstock.cli.run.output import Output, OutputFailed
 from penstock.cli.run.report import Watch, explained, shown
 from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, settings_of
 from penstock.client import Client
-from penstock.core.context import labels
 from penstock.errors import JournalError, KeyNotFound, NoKeyAvailable
 
 if TYPE_CHECKING:

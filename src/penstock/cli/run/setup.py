@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from penstock.admission.limits import Limits
 from penstock.cli.run.lines import Input
 from penstock.cli.run.requests import Reading
+from penstock.guards.admit.limits import Limits
 from penstock.settings import Settings
 
 if TYPE_CHECKING:

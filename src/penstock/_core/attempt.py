@@ -1,0 +1,296 @@
+"""An attempt: one HTTP request of a call, and what must be given back when it is over.
+
+The rule here: whoever takes something pushes its give-back, a plain function that never awaits. Give-backs run
+last-in-first-out, exactly once, when the answer's body has ended, however it ended; one that raises is reported and
+stops none of the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
+
+import anthropic
+import httpx2
+from anthropic.types import Message
+from anthropic.types.beta import BetaMessage
+
+from penstock._core.body.scan import JSONScanner
+from penstock._core.body.tap import BodyTap
+from penstock._core.call import current_call, open_call
+from penstock._core.failure import Failure, FailureKind, failure_of_exception, failure_of_response
+from penstock._core.kind import RequestKind
+from penstock._core.usage import Usage
+from penstock.events import GiveBackFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from anthropic import APIRequest
+
+    from penstock._core.body.scan import Scanner
+    from penstock._core.call import Call
+
+__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt"]
+
+# What the SDK's chain hands around: its response wrapper, or whatever a middleware of the user's answered with instead.
+Response: TypeAlias = Any
+CallNext: TypeAlias = "Callable[[APIRequest], Awaitable[Response]]"
+GiveBack: TypeAlias = "Callable[[Attempt], None]"
+
+
+def http_response_of(response: Response) -> httpx2.Response | None:
+    """Return the HTTP response inside what a chain returned; `None` if a middleware answered without one."""
+    if isinstance(response, httpx2.Response):
+        return response
+    inner = getattr(response, "http_response", None)
+    return inner if isinstance(inner, httpx2.Response) else None
+
+
+class Attempt:
+    """One HTTP request of a call.
+
+    Attributes:
+        call: The call that it belongs to.
+        number: 1 for the first attempt of a call.
+        started_at: Time of the event loop when it was opened.
+        sent: Whether the request was handed to the transport.
+        queued_s: Seconds that it waited in line.
+        key: Name of the key that it was sent with.
+        status: HTTP status of the answer.
+        request_id: The API's id of the answer.
+        failure: How it failed; `None` while it hasn't.
+        usage: Tokens as far as known; `None` if the answer told none.
+        stop_reason: As the API gave it.
+        first_content_at: Time of the event loop at the first content of a stream.
+        ended: Whether it is over.
+    """
+
+    __slots__ = (
+        "_give_backs",
+        "_sending",
+        "call",
+        "ended",
+        "failure",
+        "first_content_at",
+        "key",
+        "number",
+        "queued_s",
+        "request_id",
+        "sent",
+        "started_at",
+        "status",
+        "stop_reason",
+        "tap",
+        "usage",
+    )
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        call.attempts += 1
+        self.number = call.attempts
+        self.started_at = call.clock()
+        self.sent = False
+        self.queued_s = 0.0
+        self.key: str | None = None
+        self.status: int | None = None
+        self.request_id: str | None = None
+        self.failure: Failure | None = None
+        self.usage: Usage | None = None
+        self.stop_reason: str | None = None
+        self.first_content_at: float | None = None
+        self.tap: BodyTap | None = None
+        self.ended = False
+        self._give_backs: list[GiveBack] = []
+        self._sending = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "open"
+        failure = self.failure and self.failure.kind.value
+        return f"<Attempt {self.number} of {self.call.id}, {state}, status={self.status}, failure={failure}>"
+
+    def __enter__(self) -> Self:
+        """Give itself for a block inside its own; see `open_attempt`."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Go on: whoever opened it ends it."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it has not failed."""
+        return self.failure is None
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the API may charge for it: tokens were seen, or it was sent and did not certainly go unprocessed."""
+        if self.usage is not None:
+            return True
+        return self.sent and (self.failure is None or self.failure.may_be_billed)
+
+    def push(self, give_back: GiveBack) -> None:
+        """Have `give_back` called with this attempt when it ends; at once if it has ended."""
+        self._give_backs.append(give_back)
+        if self.ended:
+            self._give_all_back()
+
+    async def send(self, request: APIRequest, call_next: CallNext) -> Response:
+        """Run the rest of the chain, note how it went, and watch the body of the answer.
+
+        Every guard calls this instead of `call_next`; the innermost one does the work and the others find it done. The
+        guards next to the transport set `sent` first.
+        """
+        self._sending = True
+        try:
+            response = await call_next(request)
+        except BaseException as error:
+            self.note_exception(error)
+            raise
+        if self.status is None:
+            http = http_response_of(response)
+            if http is not None:
+                await self._note_response(response, http)
+        return response
+
+    def hand_on(self, request: APIRequest, call_next: CallNext) -> Awaitable[Response]:
+        """Run the rest of the chain for a guard that looks at no answer: as `send`, unless one further out does."""
+        return call_next(request) if self._sending else self.send(request, call_next)
+
+    def watch(self, response: Response) -> None:
+        """Put the tap on a body that has not been read yet; does nothing if it is there already."""
+        http = http_response_of(response)
+        if http is None or self.tap is not None or self.ended or http.is_closed or http.is_stream_consumed:
+            return
+        if isinstance(http.stream, httpx2.AsyncByteStream):
+            http.stream = self.tap = BodyTap(http.stream, http.headers, self)
+            # For a reader who sees a failure that the transport doesn't, such as a stream of nothing but pings.
+            http.extensions["penstock_attempt"] = self
+
+    async def _note_response(self, response: Response, http: httpx2.Response) -> None:
+        self.status = http.status_code
+        self.request_id = http.headers.get("request-id")
+        if http.is_error:
+            await self._note_error(http)
+        elif not http.is_closed:
+            self.watch(http)
+        elif self.call.kind is RequestKind.MESSAGES:
+            await self._note_message(response, http)
+
+    async def _note_message(self, response: Response, http: httpx2.Response) -> None:
+        """Take in a whole message: the SDK parses it in any case and keeps it, so here it is just done sooner."""
+        if isinstance(response, anthropic.AsyncAPIResponse):
+            try:
+                message = await cast("anthropic.AsyncAPIResponse[object]", response).parse()
+            except Exception:  # noqa: BLE001 - the SDK will raise it again to its caller, whose matter it is
+                message = None
+            if isinstance(message, Message | BetaMessage):
+                self.usage, self.stop_reason = Usage.from_message(message), message.stop_reason
+                return
+        scanner = JSONScanner()
+        scanner.see(http.content)
+        scanner.finish()
+        self.take(scanner)
+        if not scanner.complete:
+            self.failure = Failure(kind=FailureKind.INVALID, status=http.status_code, error_type="InvalidJSON")
+
+    async def _note_error(self, http: httpx2.Response) -> None:
+        try:
+            await http.aread()
+        except (httpx2.RequestError, httpx2.StreamError):
+            # The body broke off or is nonsense, but the status is known, and says enough. A body that counts as not
+            # read lets the SDK tell the status without it.
+            await http.aclose()
+            http.is_stream_consumed = False
+        except BaseException:
+            self.call.put(http.aclose)
+            raise
+        finally:
+            self.failure = failure_of_response(http)
+
+    def note_exception(self, error: BaseException) -> None:
+        """Note what was raised, unless a failure is known already.
+
+        A sent request that its call's deadline cuts off has timed out, as far as the service's health is concerned.
+        """
+        if self.failure is None:
+            self.failure = failure_of_exception(error)
+            if self.failure.kind is FailureKind.CANCELLED and self.sent and self.call.overdue:
+                self.failure = replace(self.failure, kind=FailureKind.TIMEOUT)
+
+    def note_first_content(self) -> None:
+        """Note that the first content of a stream has come."""
+        self.first_content_at = self.call.clock()
+
+    def take(self, scanner: Scanner) -> None:
+        """Take over what a scanner learned of the body."""
+        self.usage = scanner.usage
+        self.stop_reason = scanner.stop_reason
+        if scanner.failure is not None:
+            self.failure = scanner.failure
+
+    def end(self) -> None:
+        """End the attempt and run its give-backs; only the first call has an effect."""
+        if self.ended:
+            return
+        self.ended = True
+        if (
+            self.may_be_billed
+            and self.call.kind is RequestKind.MESSAGES
+            and (self.failure is not None or self.usage is None)
+        ):
+            self.usage = replace(self.usage or Usage(), estimated=True)
+        self._give_all_back()
+        self.call.attempt_ended(self)
+
+    def _give_all_back(self) -> None:
+        while self._give_backs:
+            give_back = self._give_backs.pop()
+            try:
+                give_back(self)
+            except Exception as error:  # noqa: BLE001 - reported; the others must still run
+                self.call.observers.emit(GiveBackFailed(call_id=self.call.id, error_type=type(error).__name__))
+
+
+def open_attempt(request: APIRequest) -> AbstractContextManager[Attempt]:
+    """Give the attempt that is under way for a `with` block, or open one, and its call.
+
+    Whoever opens it ends it: at the end of the block, or, if the answer's body is still to be read, when that ends.
+
+    Args:
+        request: The request as the SDK's chain hands it on.
+    """
+    call = current_call()
+    if call is None or call.ended:
+        return _Opening(open_call(request))
+    attempt = call.attempt
+    return _Opening(call) if attempt is None or attempt.ended else attempt
+
+
+class _Opening:
+    """A block that opens an attempt, and ends it."""
+
+    __slots__ = ("_attempt", "_call")
+
+    def __init__(self, call: AbstractContextManager[Call]) -> None:
+        self._call = call
+
+    def __enter__(self) -> Attempt:
+        call = self._call.__enter__()
+        self._attempt = call.attempt = Attempt(call)
+        return self._attempt
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        attempt = self._attempt
+        if error is not None:
+            attempt.note_exception(error)
+            attempt.end()
+            if attempt.tap is not None:
+                # Whoever raised has left the answer behind.
+                attempt.call.put(attempt.tap.aclose)
+        elif attempt.tap is None or attempt.failure is not None:
+            attempt.end()
+        self._call.__exit__(kind, error, trace)

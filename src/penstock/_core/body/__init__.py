@@ -1,0 +1,1 @@
+"""What the body of an answer tells while it goes by."""

@@ -1,0 +1,261 @@
+"""What happens between a question and its answer: the history is made to fit, asked with, and replaced.
+
+The rule here: the history, and what is known of its size, are replaced together, after a whole answer, without
+waiting in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import anthropic
+import anyio
+import httpx2
+
+from penstock._core.context import current_deadline
+from penstock.conversation.reply import Draft, Reply
+from penstock.conversation.turn_lock import TurnLock
+from penstock.errors import BudgetExceeded, InvalidHistory
+from penstock.messages.blocks import Turn
+from penstock.messages.history import check_pairs, open_calls, user_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from penstock._core.usage import Usage
+    from penstock.conversation.functions import Functions
+    from penstock.conversation.options import OnTruncation
+    from penstock.conversation.requests import Requests
+    from penstock.conversation.token_estimate import TokenEstimate
+    from penstock.conversation.window import Window
+    from penstock.messages.blocks import Block
+    from penstock.messages.history import Content
+    from penstock.streaming.opening import StreamManager
+
+__all__ = ["ConversationStatistics", "Question", "Session", "too_late"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationStatistics:
+    """A conversation in numbers.
+
+    Attributes:
+        turns: Messages in its history.
+        requests: Requests that were answered, wholly or in part.
+        usage: Their tokens.
+        context_tokens: What the history takes of the window, as far as known.
+        window_tokens: The window.
+    """
+
+    turns: int
+    requests: int
+    usage: Usage
+    context_tokens: int
+    window_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the user asks next, copied when he asks, however long he has to wait for his turn.
+
+    Attributes:
+        content: Its blocks; none to let an answer go on, or a question be answered.
+        pin: As for `Conversation.send`.
+        max_tokens: The same.
+    """
+
+    content: tuple[Block, ...] = field(repr=False)
+    pin: bool
+    max_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        content: Content,
+        *,
+        images: Iterable[object],
+        documents: Iterable[object],
+        pin: bool,
+        max_tokens: int,
+    ) -> Self:
+        """Return what the caller of `Conversation.send` asks.
+
+        Raises:
+            InvalidHistory: The API would not take it.
+            ValueError: `max_tokens` is no number of tokens.
+        """
+        given = cast("object", max_tokens)
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            raise ValueError(f"max_tokens must be a whole number, 1 or more, not {given!r}")
+        return cls(content=user_blocks(content, images=images, documents=documents), pin=pin, max_tokens=max_tokens)
+
+    def added_to(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """Return the history with the question as its last turn; as it is where there is none, and it can go on.
+
+        Raises:
+            InvalidHistory: The API would not take it.
+        """
+        paused = bool(turns) and turns[-1].paused
+        if not self.content:
+            if paused or (turns and turns[-1].role == "user"):
+                return turns
+            raise InvalidHistory("content", "is empty")
+        if paused:
+            raise InvalidHistory("content", "the last answer is paused: `send()` without content lets it go on")
+        added = (*turns, Turn(role="user", content=self.content, pinned=self.pin))
+        if open_calls(turns) or any(block["type"] == "tool_result" for block in self.content):
+            check_pairs(added, "turns")
+        return added
+
+
+class Session:
+    """One conversation at work.
+
+    Args:
+        turns: Its history.
+        requests: Sends its requests.
+        window: Makes them fit.
+        estimate: Knows how much they take.
+        functions: Run what the model calls; `None` if the caller does.
+
+    Attributes:
+        turns: Its history, replaced as a whole.
+        estimate: What is known of its size, replaced with it.
+        turn_lock: Where one waits for one's turn.
+    """
+
+    __slots__ = ("estimate", "functions", "requests", "turn_lock", "turns", "window")
+
+    def __init__(
+        self,
+        turns: tuple[Turn, ...],
+        requests: Requests,
+        window: Window,
+        estimate: TokenEstimate,
+        functions: Functions | None,
+    ) -> None:
+        self.turns = turns
+        self.requests = requests
+        self.window = window
+        self.estimate = estimate
+        self.functions = functions
+        self.turn_lock = TurnLock()
+
+    def __repr__(self) -> str:
+        return f"<Session of {len(self.turns)} turns, {self.turn_lock!r}>"
+
+    def statistics(self) -> ConversationStatistics:
+        """Return its numbers at this moment."""
+        spending = self.requests.spending
+        return ConversationStatistics(
+            turns=len(self.turns),
+            requests=spending.requests,
+            usage=spending.usage,
+            context_tokens=self.estimate.measure(self.turns),
+            window_tokens=self.window.window_tokens,
+        )
+
+    async def send(self, question: Question, on_truncation: OnTruncation) -> Reply:
+        """Ask, and return the whole reply, by the deadline in force."""
+        with anyio.CancelScope(deadline=current_deadline()):
+            await self.turn_lock.enter()
+            try:
+                return await self._send(question, on_truncation)
+            finally:
+                self.turn_lock.leave()
+        raise too_late()
+
+    async def _send(self, question: Question, on_truncation: OnTruncation) -> Reply:
+        self.requests.begin()
+        estimate = self.estimate.copy()
+        ask = partial(self._ask, question=question, on_truncation=on_truncation, estimate=estimate)
+        turns = question.added_to(self.turns)
+        if self.functions is None:
+            draft = await ask(turns)
+        else:
+            draft = await self.functions.run(turns, ask, self.turn_lock)
+        return self.commit(draft, estimate)
+
+    async def _ask(
+        self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
+    ) -> Draft:
+        """Return the whole answer to turns, and let the estimate learn from it."""
+        draft = await self._draft(turns, question, on_truncation, estimate)
+        while True:
+            try:
+                message = await self.requests.ask(draft.turns, **self._params(draft, estimate))
+            except BudgetExceeded:
+                if draft.message is None:
+                    raise
+                # What is there is paid for.
+                break
+            if not draft.take(message) or self.window.overflows(draft.turns, estimate):
+                break
+        _learn(draft, estimate)
+        return draft
+
+    async def open(self, question: Question) -> tuple[Draft, TokenEstimate, StreamManager]:
+        """Prepare a streamed answer, for whoever has entered the turn_lock."""
+        self.requests.begin()
+        estimate = self.estimate.copy()
+        draft = await self._draft(question.added_to(self.turns), question, "return", estimate)
+        return draft, estimate, self.requests.open(draft.turns, **self._params(draft, estimate))
+
+    def close(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+        """Take over what a streamed answer has come to."""
+        _learn(draft, estimate)
+        return self.commit(draft, estimate)
+
+    def commit(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+        """Take over what a draft has come to."""
+        if draft.outcome is not None:
+            self.turns, self.estimate = draft.outcome, estimate
+        used = self.requests.of_reply
+        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd)
+
+    def add_system_turn(self, text: str) -> None:
+        """Add what the operator tells the model from here on.
+
+        Raises:
+            InvalidHistory: The last turn is no answer that is done.
+            RuntimeError: Somebody is asking now.
+        """
+        if self.turn_lock.busy:
+            raise RuntimeError("an answer is under way; add a system turn when it is there")
+        turns = self.turns
+        if not turns or turns[-1].role == "user" or turns[-1].paused or open_calls(turns):
+            raise InvalidHistory(f"turns.{len(turns)}", "a system turn can only follow an answer that is done")
+        self.turns = (*turns, Turn(role="system", content=({"type": "text", "text": text},)))
+
+    async def _draft(
+        self, turns: tuple[Turn, ...], question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
+    ) -> Draft:
+        return Draft(
+            await self.window.fit(turns, estimate, self.requests, max_tokens=question.max_tokens),
+            on_truncation=on_truncation,
+            max_tokens=question.max_tokens,
+            most_tokens=self.window.limits.max_output_tokens,
+            pinned=question.pin,
+        )
+
+    def _params(self, draft: Draft, estimate: TokenEstimate) -> dict[str, Any]:
+        return {
+            "input_tokens": estimate.measure(draft.turns),
+            "max_tokens": draft.max_tokens,
+            "at_least": draft.at_least,
+            **self.window.more(self.requests.params),
+        }
+
+
+def _learn(draft: Draft, estimate: TokenEstimate) -> None:
+    if draft.outcome is not None and draft.answer is not None:
+        estimate.learn(draft.sent, draft.answer, turns=len(draft.outcome))
+
+
+def too_late() -> Exception:
+    """Return the error for a deadline that has passed, as calls raise it."""
+    error = anthropic.APITimeoutError(request=httpx2.Request("POST", "http://deadline.invalid/v1/messages"))
+    error.add_note("the deadline passed while a conversation waited for its turn or its answer")
+    return error

@@ -1,0 +1,145 @@
+"""Keeping a history within its share of the window.
+
+The rule here: rarely and deep. Below `trim_at` of the window nothing is touched, because a changed beginning loses the
+prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import anthropic
+
+from penstock.conversation.limits import asked_limits, known_limits
+from penstock.conversation.summary import summarize
+from penstock.conversation.trim import trim
+from penstock.errors import ContextOverflow
+from penstock.messages.blocks import is_fresh
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anthropic import AsyncAnthropic
+
+    from penstock.conversation.options import ConversationOptions
+    from penstock.conversation.requests import Requests
+    from penstock.conversation.token_estimate import TokenEstimate
+    from penstock.messages.blocks import Turn
+
+__all__ = ["Window"]
+
+# No window is so small that the Models API must be asked below that.
+_ASK_FROM_TOKENS: Final = 75_000
+_NOTE_TOKENS: Final = 50
+# It must become that much shorter to be worth it.
+_WORTH: Final = 0.8
+_COMPACTION: Final = "compact-2026-01-12"
+_LEAST_TRIGGER: Final = 50_000
+_logger: Final = logging.getLogger("penstock")
+
+
+class Window:
+    """What one conversation may take of its model's window.
+
+    Args:
+        sdk: Asks the Models API.
+        options: Of the conversation.
+
+    Attributes:
+        limits: Of its model, as far as known.
+    """
+
+    __slots__ = ("_asked", "_options", "_sdk", "_summarized", "limits")
+
+    def __init__(self, sdk: AsyncAnthropic, options: ConversationOptions) -> None:
+        self._sdk = sdk
+        self._options = options
+        self._asked = False
+        # The last summary, and of what: if what is asked with it fails, it is not paid for again.
+        self._summarized: tuple[tuple[Turn, ...], str] = ((), "")
+        self.limits = known_limits(options.model)
+
+    def __repr__(self) -> str:
+        return f"<Window of {self.window_tokens} tokens>"
+
+    @property
+    def window_tokens(self) -> int:
+        """What fits in."""
+        return self._options.window_tokens or self.limits.window_tokens
+
+    @property
+    def compacts(self) -> bool:
+        """Whether the API keeps the history short."""
+        return self._options.overflow == "compaction" and self.limits.compacts
+
+    def most_tokens(self, max_tokens: int) -> int:
+        """Return the input tokens above which the history is trimmed: its share, or what leaves room for the answer."""
+        window, options = self.window_tokens, self._options
+        return max(int(min(options.trim_at * window, window - max_tokens)), int(options.trim_to * window))
+
+    def overflows(self, turns: Sequence[Turn], estimate: TokenEstimate) -> bool:
+        """Whether that is more than fits in."""
+        return estimate.measure(turns, margin=1.0) > self.window_tokens
+
+    async def fit(
+        self, turns: tuple[Turn, ...], estimate: TokenEstimate, requests: Requests, *, max_tokens: int
+    ) -> tuple[Turn, ...]:
+        """Return what is sent: the same turns, or fewer; what `estimate` knows is forgotten then.
+
+        Raises:
+            ContextOverflow: What must stay does not fit in.
+        """
+        measured = estimate.measure(turns)
+        await self._learn(measured)
+        if measured > self.most_tokens(max_tokens) and not self.compacts and is_fresh(turns[-1]):
+            turns = await self._trimmed(turns, estimate, requests)
+        if self.overflows(turns, estimate):
+            needed = estimate.measure(turns, margin=1.0)
+            raise ContextOverflow(self._options.model, needed_tokens=needed, window_tokens=self.window_tokens)
+        return turns
+
+    async def _trimmed(self, turns: tuple[Turn, ...], estimate: TokenEstimate, requests: Requests) -> tuple[Turn, ...]:
+        options = self._options
+        summarizes = options.overflow == "summary"
+        note = options.summary_max_tokens if summarizes else _NOTE_TOKENS
+        found = trim(turns, cost=estimate.of, target=options.trim_to * self.window_tokens - estimate.fixed - note)
+        shorter = found.turns()
+        if estimate.of(shorter) > _WORTH * estimate.of(turns) and not self.overflows(turns, estimate):
+            # Nearly everything is pinned: to change it, at every turn, would only lose the cache.
+            return turns
+        if summarizes and found.left_out:
+            try:
+                shorter = found.turns(await self._summary(found.left_out, requests))
+            except anthropic.AnthropicError as error:
+                if self.overflows(turns, estimate):
+                    raise
+                # There is room left. The next question tries again.
+                _logger.warning("no summary (%s): the conversation goes on untrimmed", type(error).__name__)
+                return turns
+        estimate.forget()
+        return shorter
+
+    async def _summary(self, turns: tuple[Turn, ...], requests: Requests) -> str:
+        if self._summarized[0] != turns:
+            self._summarized = (turns, await summarize(requests, self._options, turns))
+        return self._summarized[1]
+
+    async def _learn(self, measured: int) -> None:
+        options = self._options
+        wanted = options.window_tokens is None and measured > _ASK_FROM_TOKENS
+        if not self._asked and (wanted or options.overflow == "compaction"):
+            self._asked = True
+            self.limits = await asked_limits(self._sdk, options.model)
+
+    def more(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters by which the API compacts the history."""
+        if not self.compacts:
+            return {}
+        trigger = max(_LEAST_TRIGGER, int(self._options.trim_at * self.window_tokens))
+        edit = {"type": "compact_20260112", "trigger": {"type": "input_tokens", "value": trigger}}
+        managed: dict[str, Any] = params.get("context_management") or {}
+        return {
+            "betas": [*(params.get("betas") or ()), _COMPACTION],
+            "context_management": {**managed, "edits": [*managed.get("edits", ()), edit]},
+        }

@@ -1,0 +1,124 @@
+"""What an answer tells of its key and quota, and what follows from it.
+
+The rule here: an answer that refuses for the key's or the quota's sake is marked to be tried again where another key
+can serve; where none can, its error says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from penstock._core.failure import FailureKind
+from penstock.events import KeyChanged, LimitsLearned, QuotaCooled
+from penstock.guards.admit.limits import Cost
+
+if TYPE_CHECKING:
+    from penstock._core.attempt import Attempt
+    from penstock._core.failure import Failure
+    from penstock.events import Observers
+    from penstock.guards.admit.keys import Key, KeyPool
+    from penstock.guards.admit.limits import LimitHeaders, QuotaScope
+    from penstock.guards.admit.line import Grant
+
+__all__ = ["Feedback"]
+
+_TOO_STEEP = "ramp_limit_exceeded"
+
+
+class Feedback:
+    """Corrects keys and quotas by what answers say.
+
+    Args:
+        pool: The keys.
+        scope: What shares a quota.
+        observers: Told of limits learned, cool-downs and quarantines.
+    """
+
+    def __init__(self, pool: KeyPool, *, scope: QuotaScope, observers: Observers) -> None:
+        self._pool = pool
+        self._scope: QuotaScope = scope
+        self._observers = observers
+
+    def __repr__(self) -> str:
+        return f"<Feedback to {self._pool}>"
+
+    def take_in(self, headers: LimitHeaders, attempt: Attempt, grant: Grant, model_class: str) -> None:
+        """Take in what the answer to an attempt says of its key and quota.
+
+        Args:
+            headers: Of the answer.
+            attempt: What it came to; its failure may be made one to be tried again, with another key.
+            grant: What it was let in with, not settled yet.
+            model_class: Which line it stood in.
+        """
+        failure, now = attempt.failure, attempt.call.clock()
+        self._pool.recognise(grant.key, headers.quota_id(self._scope))
+        if failure is None or headers.limits:
+            self._learn(grant, model_class, headers, failure, now)
+        if failure is None:
+            if grant.probe:
+                self._works(grant.key)
+        elif failure.kind is FailureKind.RATE_LIMITED:
+            self._rate_limited(failure, attempt, grant.key, model_class, now)
+        elif failure.kind is FailureKind.SPEND_CAP:
+            quarantine = grant.key.quota.quarantine
+            quarantine.begin(now=now)
+            self._changed(grant.key, "quarantined", "spend limit reached", quarantine.again_in_s(now=now))
+            self._fail_over(grant.key, attempt, model_class, now=now)
+        elif failure.kind is FailureKind.AUTHENTICATION:
+            self.refused(grant.key, attempt, now=now)
+
+    def _learn(
+        self, grant: Grant, model_class: str, headers: LimitHeaders, failure: Failure | None, now: float
+    ) -> None:
+        refused_for_s = None
+        if failure is not None and failure.kind is FailureKind.RATE_LIMITED and failure.error_code != _TOO_STEEP:
+            refused_for_s = failure.retry_after_s or 0.0
+        allowance = grant.allowance
+        changed = allowance.learn(headers, grant.mark, grant.cost, now=now, refused_for_s=refused_for_s)
+        if changed and self._observers:
+            rates = {name: bucket.per_minute for name, bucket in allowance.buckets.items()}
+            known = {f"{name}_per_minute": rates.get(name) for name in Cost.NAMES}
+            self._observers.emit(LimitsLearned(quota=grant.key.quota.name, model_class=model_class, **known))
+
+    def _rate_limited(self, failure: Failure, attempt: Attempt, key: Key, model_class: str, now: float) -> None:
+        allowance, seconds = key.quota.of_class(model_class), failure.retry_after_s
+        if failure.error_code == _TOO_STEEP:
+            allowance.ramp.too_steep(now=now)
+        if seconds is None:
+            # How long to wait is up to the back-off of the one who was refused.
+            return
+        if allowance.cool_down(until=now + seconds):
+            self._observers.emit(QuotaCooled(quota=key.quota.name, model_class=model_class, seconds=seconds))
+        self._fail_over(key, attempt, model_class, now=now)
+
+    def _works(self, key: Key) -> None:
+        """A probe succeeded."""
+        for quarantine in (key.quarantine, key.quota.quarantine):
+            if quarantine.active:
+                quarantine.end()
+                self._changed(key, "ok", "accepted again", None)
+
+    def refused(self, key: Key, attempt: Attempt, *, now: float) -> None:
+        """A 401: quarantine the key, and have the call tried with another if there is one."""
+        key.quarantine.begin(now=now)
+        again_s = key.quarantine.again_in_s(now=now)
+        self._changed(key, "quarantined", "authentication failed", again_s)
+        if self._pool.others(key, now=now) and attempt.failure is not None:
+            attempt.failure = replace(attempt.failure, should_retry=True)
+        else:
+            attempt.call.notes.append(
+                f"{key.name} was refused and no other key is left; it is tried again in {again_s:.0f} s"
+            )
+
+    def _fail_over(self, key: Key, attempt: Attempt, model_class: str, *, now: float) -> None:
+        """Let a call whose quota is spent go to another quota at once: the line knows how long this one must rest."""
+        ready = [other for other in self._pool.keys if other.quota is not key.quota and other.may_use(now=now)]
+        if attempt.failure is not None and any(
+            other.quota.of_class(model_class).cooling_until <= now for other in ready
+        ):
+            attempt.failure = replace(attempt.failure, kind=FailureKind.RATE_LIMITED, retry_after_s=None)
+
+    def _changed(self, key: Key, state: str, reason: str, again_s: float | None) -> None:
+        self._observers.emit(KeyChanged(key=key.name, state=state, reason=reason, again_s=again_s))

@@ -1,0 +1,377 @@
+"""What one organization or workspace may spend, for each model class.
+
+The rule here: synchronous decisions on the event loop's time. A cost is taken from all buckets or from none; what was
+taken is settled with what was really used, once. What the API says corrects the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock.errors import RequestExceedsQuota
+from penstock.guards.admit.bucket import TokenBucket
+from penstock.guards.admit.limits import Cost, Limits
+from penstock.guards.admit.quarantine import Quarantine
+from penstock.guards.admit.ramp import Ramp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from penstock.guards.admit.limits import LimitHeaders
+
+__all__ = ["BucketStatistics", "ClassQuota", "Mark", "Quota"]
+
+# `remaining` of tokens is rounded to the nearest thousand.
+_ROUNDING = {"requests": 0.0, "input_tokens": 500.0, "output_tokens": 500.0}
+# Requests under way before the first answer has told what is left, and how many more each second.
+_FIRST_WAVE = 10.0
+# `reset` has whole seconds, so that a capacity is read off it with that error; one close to the limit is the limit.
+_RESET_ERROR_S = 1.0
+_AS_GOOD_AS = 0.8
+# The API writes limits as whole numbers.
+_SAME_LIMIT = 1.01
+# Dates take time to read: a capacity is looked at in the first answers, and then in one of so many.
+_PLENTY = 0.5
+_EVERY_EARLY = 4
+_EVERY = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketStatistics:
+    """A bucket at one moment.
+
+    Attributes:
+        available: Units that can be taken now; negative when more was used than was there.
+        capacity: The most it holds.
+        per_minute: Units that flow in each minute.
+    """
+
+    available: float
+    capacity: float
+    per_minute: float
+
+
+@dataclass(slots=True)
+class Mark:
+    """What had been taken when a request was let in; against it the request's answer is read.
+
+    Attributes:
+        number: Counts the requests of a quota and model class.
+        at: Time of the event loop.
+        taken: Taken by then, less what was given back, by bucket; the request's own share included.
+        reserved_output: Output tokens set aside for requests under way then, this one's included.
+    """
+
+    number: int
+    at: float
+    taken: tuple[float, float, float]
+    reserved_output: float
+
+
+class ClassQuota:
+    """What one quota may spend on one model class.
+
+    Args:
+        configured: Upper bounds; what is not configured is learned.
+
+    Attributes:
+        buckets: By name; a name without limit has none.
+        cooling_until: Time of the event loop until which nothing is sent.
+        in_flight: Requests under way.
+        ramp: Set after the API complained of too steep a growth.
+    """
+
+    __slots__ = (
+        "_configured",
+        "_first_at",
+        "_informed",
+        "_limits_told",
+        "_number",
+        "_reserved_input",
+        "_reserved_output",
+        "_synced",
+        "_taken",
+        "_taught",
+        "_wave",
+        "buckets",
+        "cooling_until",
+        "in_flight",
+        "ramp",
+    )
+
+    def __init__(self, configured: Limits) -> None:
+        self._configured = {
+            "requests": configured.requests_per_minute,
+            "input_tokens": configured.input_tokens_per_minute,
+            "output_tokens": configured.output_tokens_per_minute,
+        }
+        self.buckets = {
+            name: TokenBucket(limit, name=name) for name, limit in self._configured.items() if limit is not None
+        }
+        self.cooling_until = 0.0
+        self.in_flight = 0
+        self.ramp = Ramp()
+        self._taken = dict.fromkeys(Cost.NAMES, 0.0)
+        self._reserved_input = 0.0
+        self._reserved_output = 0.0
+        self._synced: set[str] = set()
+        self._number = 0
+        self._informed = 0
+        self._limits_told: Mapping[str, float] | None = None
+        self._taught = False
+        self._wave = max(_FIRST_WAVE, (configured.requests_per_minute or 0.0) / 60)
+        self._first_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ClassQuota {list(self.buckets.values())}, {self.in_flight} in flight>"
+
+    def check(self, cost: Cost) -> None:
+        """Refuse a cost that no wait would make fit.
+
+        Raises:
+            RequestExceedsQuota: It is larger than a limit can ever grant.
+        """
+        for name, bucket in self.buckets.items():
+            needed: float = getattr(cost, name)
+            if needed <= bucket.max_rate or name == "output_tokens":
+                continue
+            most = max(bucket.capacity, bucket.per_minute)
+            if needed > most:
+                raise RequestExceedsQuota(name, needed=needed, capacity=most)
+
+    def wait_s(self, cost: Cost, *, now: float) -> float:
+        """Return how long until `cost` can be taken: 0 for now."""
+        wait = max(self.cooling_until - now, self.ramp.wait_s(now=now))
+        if not self._taught:
+            wait = max(wait, self._first_wave_s(now))
+        for name, bucket in self.buckets.items():
+            # Never more than a full bucket: output is a guess, and a learned capacity comes of coarse headers.
+            wait = max(wait, bucket.seconds_until(min(getattr(cost, name), bucket.max_rate)))
+        return max(wait, 0.0)
+
+    def _first_wave_s(self, now: float) -> float:
+        """Begin gently until an answer tells what is left: a first wave, and as many more each second."""
+        since = now - self._first_at if self._first_at is not None else 0.0
+        return (self.in_flight + 1) / self._wave - 1 - since
+
+    def headroom(self) -> float:
+        """Return the share of the scarcest bucket that is left, at most 1; 1 where no limit is known."""
+        return min((bucket.available / bucket.capacity for bucket in self.buckets.values()), default=1.0)
+
+    def take(self, cost: Cost, *, now: float) -> Mark:
+        """Take `cost` from every bucket."""
+        if self._first_at is None:
+            self._first_at = now
+        self.in_flight += 1
+        self._number += 1
+        self._reserved_input += cost.input_tokens
+        self._reserved_output += cost.output_tokens
+        self.ramp.admitted(now=now)
+        taken = self._taken
+        taken["requests"] += cost.requests
+        taken["input_tokens"] += cost.input_tokens
+        taken["output_tokens"] += cost.output_tokens
+        for name, bucket in self.buckets.items():
+            bucket.take(getattr(cost, name))
+        return Mark(
+            self._number,
+            now,
+            (taken["requests"], taken["input_tokens"], taken["output_tokens"]),
+            self._reserved_output,
+        )
+
+    def settle(self, taken: Cost, used: Cost) -> None:
+        """Replace what was taken by what was used."""
+        self.in_flight -= 1
+        self._reserved_input -= taken.input_tokens
+        self._reserved_output -= taken.output_tokens
+        for name in Cost.NAMES:
+            difference: float = getattr(used, name) - getattr(taken, name)
+            self._taken[name] += difference
+            bucket = self.buckets.get(name)
+            if bucket is None or difference == 0:
+                continue
+            if difference > 0:
+                bucket.take(difference)
+            else:
+                bucket.refund(-difference)
+
+    def cool_down(self, *, until: float) -> bool:
+        """Send nothing until then; of several cool-downs the longest holds. Returns whether this one does."""
+        longer = until > self.cooling_until
+        self.cooling_until = max(self.cooling_until, until)
+        return longer
+
+    # What the API says
+
+    def learn(
+        self, headers: LimitHeaders, mark: Mark, cost: Cost, *, now: float, refused_for_s: float | None = None
+    ) -> bool:
+        """Correct the buckets by the headers of an answer.
+
+        Args:
+            headers: Of the answer.
+            mark: Of its request.
+            cost: What its request has taken, and not settled yet.
+            now: Time of the event loop.
+            refused_for_s: Seconds to wait, if it is a 429.
+
+        Returns:
+            Whether a limit changed.
+        """
+        changed = self._learn_limits(headers)
+        if refused_for_s is not None:
+            self._learn_refusal(headers, cost, refused_for_s)
+            return changed
+        # A refusal tells which bucket is empty, not what the others hold.
+        self._taught = True
+        if mark.number < self._informed:
+            # An answer to a later request has told more.
+            return changed
+        self._informed = mark.number
+        for place, name in enumerate(Cost.NAMES):
+            bucket, remaining = self.buckets.get(name), headers.remaining.get(name)
+            if bucket is None or remaining is None:
+                continue
+            if mark.number <= _EVERY_EARLY or mark.number % _EVERY == 0:
+                self._learn_capacity(bucket, remaining, headers.seconds_to_full(name))
+            plenty = _PLENTY * bucket.capacity
+            if plenty < bucket.surely_available <= remaining:
+                # Not too high, and only a bucket that runs low needs to be exact.
+                continue
+            since = self._taken[name] - mark.taken[place]
+            refilled = (now - mark.at) * bucket.per_minute / 60
+            if name == "output_tokens":
+                # What is still being generated is not in the API's count.
+                begun = remaining + refilled - since - mark.reserved_output
+                ended = remaining - (self._reserved_output - cost.output_tokens)
+            else:
+                begun, ended = remaining + refilled - since, remaining
+            # What is left of a larger limit than ours says nothing about how much of ours is.
+            if headers.limits.get(name, math.inf) > _SAME_LIMIT * bucket.per_minute:
+                begun = min(begun, bucket.available)
+            self._correct(bucket, begun, ended, since)
+        return changed
+
+    def _learn_refusal(self, headers: LimitHeaders, cost: Cost, seconds: float) -> None:
+        """A bucket that could not take a request will only just be able to after the seconds told."""
+        for name, bucket in self.buckets.items():
+            remaining = headers.remaining.get(name)
+            if remaining is not None and remaining - _ROUNDING[name] < getattr(cost, name):
+                # The cost is still taken here, and will be given back.
+                rounding = _ROUNDING[name]
+                # It was told in whole seconds, rounded up: with large tokens a second that is much to give away.
+                missing = max((seconds - bool(rounding)) * bucket.per_minute / 60, 2 * rounding)
+                bucket.correct(at_least=-math.inf, at_most=-missing)
+
+    def _correct(self, bucket: TokenBucket, begun: float, ended: float, since: float) -> None:
+        """Move a bucket into the range that an answer leaves possible.
+
+        The API may have counted when it began the answer or when it ended it; ours, other processes' and what is on its
+        way are told apart by neither. So the bucket is corrected only where both readings agree that it is wrong.
+        """
+        name, rounding, most = bucket.name, _ROUNDING[bucket.name], max(begun, ended)
+        if name not in self._synced:
+            # The first answer corrects a mere guess: to the careful side too.
+            self._synced.add(name)
+            most = min(begun, ended) if rounding else ended
+        available = bucket.available
+        if available > most + rounding:
+            # To the careful side: a bias of half a thousand tokens would be refused again and again.
+            bucket.correct(at_least=-math.inf, at_most=most - rounding)
+        else:
+            # Input under way has been taken as estimated here, as it is there: what will be given back must not be
+            # counted twice. A level that is too low costs its difference once; one too high is refused each time.
+            unsure = self._reserved_input if name == "input_tokens" else 0.0
+            least = min(begun, ended - max(since, 0.0)) - unsure - rounding
+            if available < least:
+                bucket.correct(at_least=least, at_most=math.inf)
+
+    def _learn_limits(self, headers: LimitHeaders) -> bool:
+        changed = False
+        if headers.limits == self._limits_told:
+            return changed
+        self._limits_told = headers.limits
+        for name in Cost.NAMES:
+            limit = self._bounded(name, headers.limits.get(name))
+            if limit is None:
+                continue
+            bucket = self.buckets.get(name)
+            if bucket is None:
+                bucket = self.buckets[name] = TokenBucket(limit, name=name)
+                changed = True
+                # Requests under way have taken their share already, when there was no bucket yet.
+                bucket.take(self._under_way(name))
+            elif not math.isclose(limit, bucket.per_minute):
+                bucket.change(per_minute=limit, capacity=limit)
+                changed = True
+        return changed
+
+    def _under_way(self, name: str) -> float:
+        return (
+            float(self.in_flight) if name == "requests" else self._reserved_output if name == "output_tokens" else 0.0
+        )
+
+    @staticmethod
+    def _learn_capacity(bucket: TokenBucket, remaining: float, seconds_to_full: float | None) -> None:
+        """Shrink a bucket whose limit the API enforces over shorter times: when it is full tells how much it holds."""
+        if remaining > bucket.capacity and bucket.capacity < bucket.per_minute:
+            bucket.change(per_minute=bucket.per_minute, capacity=min(remaining, bucket.per_minute))
+        if seconds_to_full is None:
+            return
+        holds = remaining + (seconds_to_full + _RESET_ERROR_S) * bucket.per_minute / 60
+        if 0 < holds < _AS_GOOD_AS * bucket.capacity:
+            # That it holds less than was thought doesn't mean that more was taken from it.
+            available = bucket.available
+            bucket.change(per_minute=bucket.per_minute, capacity=max(holds, 1.0))
+            bucket.correct(at_least=available, at_most=bucket.capacity)
+
+    def _bounded(self, name: str, limit: float | None) -> float | None:
+        if not limit:
+            return None
+        configured = self._configured[name]
+        return limit if configured is None else min(limit, configured)
+
+    def statistics(self) -> dict[str, BucketStatistics]:
+        """Return the buckets as they stand, by name."""
+        return {
+            name: BucketStatistics(available=bucket.available, capacity=bucket.capacity, per_minute=bucket.per_minute)
+            for name, bucket in self.buckets.items()
+        }
+
+
+class Quota:
+    """What one organization or workspace may spend.
+
+    Args:
+        name: Its id, or the name of the only key known to belong to it.
+        configured: Gives the limits configured for a model class.
+
+    Attributes:
+        quarantine: Holds after the API refused for a spend cap.
+        classes: By model class.
+    """
+
+    __slots__ = ("_configured", "classes", "name", "quarantine")
+
+    def __init__(self, name: str, configured: Callable[[str], Limits]) -> None:
+        self.name = name
+        self._configured = configured
+        self.quarantine = Quarantine()
+        self.classes: dict[str, ClassQuota] = {}
+
+    def __repr__(self) -> str:
+        return f"<Quota {self.name}, {len(self.classes)} model classes>"
+
+    def of_class(self, model_class: str) -> ClassQuota:
+        """Return what may be spent on a model class."""
+        found = self.classes.get(model_class)
+        if found is None:
+            found = self.classes[model_class] = ClassQuota(self._configured(model_class))
+        return found
+
+    def statistics(self) -> Mapping[str, Mapping[str, BucketStatistics]]:
+        """Return the buckets of every model class."""
+        return {model_class: allowance.statistics() for model_class, allowance in self.classes.items()}
