@@ -112,7 +112,7 @@ def install_editable(session: nox.Session, name: str) -> None:
 
 
 def install_resolved(session: nox.Session, *options: str) -> None:
-    """Install what the project and its tests ask for, in releases that uv chooses, say how they differ, and the wheel."""
+    """Install the built wheel and what its tests need, in releases that uv chooses, and say how these differ."""
     install_locked(session, "build", "resolve")
     wheel = build_wheel(session)
     python = f"--python={session.virtualenv.location}"
