@@ -56,7 +56,7 @@ OLDEST = PRESENT[0]
 DEFAULT = RUNNING if RUNNING in PRESENT else NEWEST
 
 # All that can be tried between two edits. Hypothesis tries fewer examples: the profile is in `tests/conftest.py`.
-QUICK = ["-n", "auto", "-m", "not slow", "--hypothesis-profile=quick"]
+QUICK = ["-n", "auto", "-m", "not slow and not lengthy", "--hypothesis-profile=quick"]
 # What a release that we have not met yet may bring and must not fail for: it is shown. Anything else stays an error.
 # On the command line these come after `filterwarnings` of `pyproject.toml`, and the last one counts.
 SHOW_DEPRECATIONS = [

@@ -61,6 +61,7 @@ class TestTally:
         assert tally.snapshot(now=106.0).done == 6
         assert repr(tally) == "<Tally 2 answered, 1 failed, 3 resumed>"
 
+    @pytest.mark.lengthy
     @given(
         st.lists(
             st.tuples(

@@ -206,6 +206,7 @@ async def test_the_body_is_handed_on_at_its_first_content(background: bool) -> N
         assert guard.attempt.usage.output_tokens == 2
 
 
+@pytest.mark.lengthy
 @both_ways
 @settings(max_examples=40)
 @given(data=st.data())
