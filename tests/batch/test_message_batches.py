@@ -706,7 +706,7 @@ class Killed:
 
     async def until(self, moment: float, size: int) -> None:
         """Run until a time of the event loop."""
-        with anyio.move_on_at(moment):
+        with anyio.CancelScope(deadline=moment):
             async with (
                 governed(self.simulator) as claude,
                 claude.batch(prompts(size), model=MODEL, max_tokens=100, **self.options) as results,
