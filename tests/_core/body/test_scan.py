@@ -64,6 +64,7 @@ def test_a_whole_stream_tells_everything() -> None:
     assert told(scanned(StreamScanner(), RECORDED)) == (WHOLE_USAGE, "end_turn", True, True, None)
 
 
+@pytest.mark.lengthy
 def test_every_split_in_two_tells_the_same() -> None:
     """Where the bytes are cut never shows, not inside a name, a number or a character either."""
     expected = told(scanned(StreamScanner(), RECORDED))
