@@ -55,8 +55,9 @@ def test_sizes_are_mixed(docstrings: list[Docstring]) -> None:
 
 @pytest.mark.slow
 def test_tests_are_left_out(docstrings: list[Docstring]) -> None:
-    """Nothing comes from the standard library's own tests."""
-    assert not [docstring.name for docstring in docstrings if ".test." in f".{docstring.name}."]
+    """Nothing comes from the standard library's own tests; `cgi.test`, of Python 3.11, is a function."""
+    homes = [docstring.name.rpartition(".")[0] for docstring in docstrings]
+    assert not [home for home in homes if ".test." in f".{home}."]
 
 
 def test_the_seed_fixes_the_choice() -> None:

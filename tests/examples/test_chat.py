@@ -82,7 +82,9 @@ def chat() -> Iterator[Chat]:
     simulator = Simulator(latency_s=0.1, tokens_per_s=200)
     claude = Client(sdk=simulator.client(), close_timeout_s=0.5, log=False, retry=RetryOptions(max_attempts=1))
     app = example().chat(claude)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", ws="websockets-sansio", timeout_graceful_shutdown=2)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener, start_blocking_portal() as portal:
         portal.start_task_soon(server.serve, [listener])
         yield Chat(f"http://127.0.0.1:{listener.getsockname()[1]}/", claude, simulator, portal)
