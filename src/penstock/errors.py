@@ -34,6 +34,7 @@ __all__ = [
     "PenstockError",
     "QueueFull",
     "RequestExceedsQuota",
+    "ResponseTooLarge",
     "StreamInterrupted",
     "SystemPromptChanged",
     "TooManyFailures",
@@ -149,6 +150,26 @@ class InvalidStream(PenstockError):
         super().__init__(f"invalid event stream at byte {position}: {reason}")
         self.reason = reason
         self.position = position
+
+
+class ResponseTooLarge(PenstockError):
+    """An answer is larger than any answer of the API: `max_response_bytes`, measured after decompression.
+
+    It is not asked for again, and may have been billed.
+
+    Attributes:
+        limit_bytes: What an answer may have.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the answer is larger than {limit_bytes:,} bytes, which no answer of the API is: see what stands between, "
+            "or raise max_response_bytes"
+        )
+        self.limit_bytes = limit_bytes
+
+    def __reduce__(self) -> tuple[type[ResponseTooLarge], tuple[int]]:
+        return type(self), (self.limit_bytes,)
 
 
 class StreamInterrupted(PenstockError):

@@ -13,6 +13,7 @@ import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
+from penstock._core.attempt import bound_answer
 from penstock.observe.tracing import tracing_configured
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url=base_url,
         max_retries=0,
         middleware=chain.middleware,
-        http_client=transport(limits=limits),
+        http_client=transport(limits=limits, event_hooks={"response": [bound_answer]}),
         **options,
     )
     _warn_of_retries(sdk)

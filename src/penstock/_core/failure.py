@@ -17,7 +17,7 @@ import httpx2
 from pydantic_core import from_json
 
 from penstock._core.clock import wall_now
-from penstock.errors import InvalidStream, PenstockError
+from penstock.errors import InvalidStream, PenstockError, ResponseTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -249,14 +249,22 @@ def failure_of_exception(error: BaseException) -> Failure:
     return Failure(
         kind=kind,
         error_type=type(error).__name__,
-        should_retry=True if isinstance(error, anthropic.RetryableError) else None,
+        should_retry=_word_of(error),
         sent=kind is not FailureKind.REFUSED and _was_sent(error),
     )
+
+
+def _word_of(error: BaseException) -> bool | None:
+    """What an exception itself says about trying again."""
+    if isinstance(error, ResponseTooLarge):
+        return False
+    return True if isinstance(error, anthropic.RetryableError) else None
 
 
 # The first that matches holds.
 _KINDS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
     (InvalidStream, FailureKind.INVALID),
+    (ResponseTooLarge, FailureKind.INVALID),
     (PenstockError, FailureKind.REFUSED),
     (anthropic.APITimeoutError, FailureKind.TIMEOUT),
     (httpx2.TimeoutException, FailureKind.TIMEOUT),

@@ -7,7 +7,7 @@ computed in this file and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
-__all__ = ["NOTHING", "Usage"]
+__all__ = ["NOTHING", "Usage", "writes_for_an_hour"]
 
 _Fields = Mapping[str, object]
 
@@ -123,11 +123,13 @@ class Usage:
             speed=_text(fields, "speed"),
         )
 
-    def updated(self, delta: Mapping[str, object]) -> Usage:
+    def updated(self, delta: Mapping[str, object], *, for_an_hour: Callable[[], bool] = bool) -> Usage:
         """Apply the usage of a `message_delta` event, whose counts are cumulative.
 
         Args:
             delta: The event's `usage` object.
+            for_an_hour: Tells whether the request asked the cache to keep what it writes for an hour: the last event
+                has more cache writes than the first (those of server-side tools), and does not say for how long.
 
         Returns:
             A new usage: what `delta` names is replaced, what it doesn't name (or names as null) is kept.
@@ -141,14 +143,17 @@ class Usage:
             named |= _iterations(delta)
         get = named.get
         written = get("cache_creation_input_tokens", self.cache_creation_input_tokens)
-        for_an_hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
+        hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
+        more = written - self.cache_creation_input_tokens
+        if more > 0 and "cache_creation_1h_input_tokens" not in named and for_an_hour():
+            hour += more
         return Usage(
             input_tokens=get("input_tokens", self.input_tokens),
             output_tokens=get("output_tokens", self.output_tokens),
             cache_creation_input_tokens=written,
             cache_read_input_tokens=get("cache_read_input_tokens", self.cache_read_input_tokens),
             # A later total without its breakdown may be smaller than what an earlier event said of it.
-            cache_creation_1h_input_tokens=min(for_an_hour, written) if for_an_hour else 0,
+            cache_creation_1h_input_tokens=min(hour, written) if hour else 0,
             thinking_tokens=get("thinking_tokens", self.thinking_tokens),
             web_search_requests=get("web_search_requests", self.web_search_requests),
             web_fetch_requests=get("web_fetch_requests", self.web_fetch_requests),
@@ -255,3 +260,37 @@ def _object(fields: _Fields, name: str) -> _Fields | None:
     value = fields.get(name)
     # A dict, as everything decoded from JSON is: the abstract Mapping takes three times as long to check.
     return cast("_Fields", value) if isinstance(value, dict) else None
+
+
+def writes_for_an_hour(request: object) -> bool:
+    """Return whether a request asks the prompt cache to keep for an hour what is written last.
+
+    What is written last is what the whole request's `cache_control` says, else that of its last marked block.
+    Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+
+    Args:
+        request: The body of the request.
+
+    Example:
+        >>> writes_for_an_hour({"cache_control": {"type": "ephemeral", "ttl": "1h"}})
+        True
+    """
+    fields = cast("_Fields", request) if isinstance(request, dict) else {}
+    mark = fields.get("cache_control")
+    for part in ("messages", "system", "tools"):
+        if mark is None:
+            mark = _last_mark(fields.get(part))
+    return isinstance(mark, dict) and cast("_Fields", mark).get("ttl") == "1h"
+
+
+def _last_mark(blocks: object) -> object:
+    """The mark of the last block that has one, in blocks and in what they hold."""
+    if not isinstance(blocks, list | tuple):
+        return None
+    for block in reversed(cast("Sequence[object]", blocks)):
+        if isinstance(block, dict):
+            fields = cast("_Fields", block)
+            mark = fields.get("cache_control") or _last_mark(fields.get("content"))
+            if mark is not None:
+                return mark
+    return None

@@ -1,0 +1,160 @@
+"""Undoing a body's compression, a bounded piece at a time.
+
+The rule here: what a small body grows to is never held at once, and what can't be undone is a typed error.
+"""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, cast
+
+import httpx2
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import InvalidStream, ResponseTooLarge
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+
+__all__ = ["PIECE_BYTES", "Bounded", "inflated", "take_encoding"]
+
+PIECE_BYTES: Final = 64 * 1024
+"""What is handed on at once, at most."""
+
+_KNOWN: Final = frozenset({"gzip", "x-gzip", "deflate"})
+# zlib tells gzip and its own format apart itself.
+_EITHER: Final = 32 + zlib.MAX_WBITS
+_GZIP: Final = b"\x1f\x8b"
+_HEAD_BYTES: Final = 2
+
+
+def take_encoding(headers: httpx2.Headers) -> str | None:
+    """Take the compression off a response's headers, because whoever asks for it here undoes it.
+
+    Returns:
+        `""` if there is none, the name of one that `inflated` knows, or `None` for any other, which stays.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in _KNOWN:
+        del headers["content-encoding"]
+        headers.pop("content-length", None)
+        return encoding
+    return "" if encoding in {"", "identity"} else None
+
+
+async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncGenerator[bytes, None]:
+    """Undo the compression of a body.
+
+    Args:
+        chunks: The body. It is left for the caller to close.
+        encoding: As `take_encoding` named it.
+
+    Raises:
+        InvalidStream: It can't be undone.
+    """
+    inflate = _Inflate(raw=encoding == "deflate")
+    async for chunk in chunks:
+        for piece in inflate.pieces(chunk):
+            yield piece
+
+
+class Bounded(httpx2.AsyncByteStream):
+    """Stands in for a body that is read whole: undoes its compression, and bounds what it grows to.
+
+    Args:
+        http: The response; its compression is taken off its headers.
+        limit: Bytes that it may have, above 0.
+    """
+
+    def __init__(self, http: httpx2.Response, limit: float) -> None:
+        self._inner = cast("httpx2.AsyncByteStream", http.stream)
+        self._encoding = take_encoding(http.headers)
+        self._limit = limit
+
+    @property
+    def elapsed(self) -> dt.timedelta | None:
+        """How long the exchange took, once it is over (httpx2 reads it off the stream)."""
+        elapsed: dt.timedelta | None = getattr(self._inner, "elapsed", None)
+        return elapsed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on the bytes.
+
+        Raises:
+            ResponseTooLarge: There are more of them than allowed.
+            InvalidStream: Their compression can't be undone.
+        """
+        left = self._limit
+        async with aclosing(_chunks_of(self._inner)) as chunks:
+            source = inflated(chunks, self._encoding) if self._encoding else chunks
+            async with aclosing(source):
+                async for piece in source:
+                    left -= len(piece)
+                    if left < 0:
+                        raise ResponseTooLarge(int(self._limit))
+                    yield piece
+                    if self._encoding:
+                        await checkpoint()
+
+    async def aclose(self) -> None:
+        """Close the body."""
+        await self._inner.aclose()
+
+
+async def _chunks_of(stream: httpx2.AsyncByteStream) -> AsyncGenerator[bytes, None]:
+    async for chunk in stream:
+        yield chunk
+
+
+class _Inflate:
+    """Undoes the compression of one body."""
+
+    def __init__(self, *, raw: bool) -> None:
+        self._object = zlib.decompressobj(_EITHER)
+        # Some servers call it deflate, and leave out the wrapping that the standard asks for. Two bytes tell.
+        self._may_be_raw = raw
+        self._head = b""
+        self._seen = 0
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._may_be_raw:
+            data, self._head = self._head + data, b""
+            if len(data) < _HEAD_BYTES:
+                self._head = data
+                return
+            self._may_be_raw = False
+            if not _has_zlib_head(data):
+                self._object = zlib.decompressobj(-zlib.MAX_WBITS)
+        while data:
+            piece = self._decompressed(data)
+            self._seen += len(data)
+            if piece:
+                yield piece
+            if self._object.eof:
+                # One compressed file may follow another; anything else after the end is padding.
+                data = self._object.unused_data
+                if not data.startswith(_GZIP):
+                    return
+                self._object = zlib.decompressobj(_EITHER)
+            else:
+                data = self._object.unconsumed_tail
+                if not data and len(piece) == PIECE_BYTES:
+                    yield from self._held_back()
+
+    def _held_back(self) -> Iterator[bytes]:
+        """What zlib still has when it has taken all its input, but not given all its output."""
+        while piece := self._decompressed(b""):
+            yield piece
+
+    def _decompressed(self, data: bytes) -> bytes:
+        try:
+            return self._object.decompress(data, PIECE_BYTES)
+        except zlib.error:
+            raise InvalidStream("its compression can't be undone", position=self._seen) from None
+
+
+def _has_zlib_head(data: bytes) -> bool:
+    """Whether data has the wrapping of RFC 1950, or is gzip after all."""
+    return data.startswith(_GZIP) or (data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0)
