@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from penstock import Client, RetryOptions
-from penstock._core.body.sse import SSEDecoder
+from penstock._core.body.sse import Splitter, decode
 from penstock.events import CallEnded, Event
 from penstock.simulator import Simulator
 
@@ -66,9 +66,10 @@ class Frames(httpx2.AsyncByteStream):
         self._events = events
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        decoder = SSEDecoder()
+        splitter = Splitter()
         async for chunk in self._events:
-            for event in decoder.feed(chunk):
+            for event in map(decode, splitter.feed(chunk)):
+                assert event is not None
                 encoded = base64.b64encode(event.data.encode()).decode()
                 yield _frame(json.dumps({"bytes": encoded}).encode())
 
@@ -209,7 +210,8 @@ async def test_the_original_is_neither_changed_nor_closed(cloud: tuple[Simulator
     retries = sdk.max_retries
     async with Client(sdk=sdk, log=False) as claude:
         assert claude.sdk is not sdk
-        assert claude.sdk._client is sdk._client
+        assert vars(claude.sdk._client) is vars(sdk._client)
+        assert isinstance(claude.sdk._client, type(sdk._client))
         assert claude.sdk.max_retries == 0
     assert (sdk.middleware, sdk.max_retries) == ((), retries)
     await sdk.messages.create(**ASK)

@@ -16,9 +16,9 @@ import httpx2
 from anthropic.types import Message
 from anthropic.types.beta import BetaMessage
 
-from penstock._core.body.body import Beginning, Body, ended_early, error_of_answer
+from penstock._core.body.body import Beginning, Body, ended_early, error_of_answer, scanner_for
 from penstock._core.body.inflate import Bounded
-from penstock._core.body.scanner import Scanner, is_message
+from penstock._core.body.scanner import is_message
 from penstock._core.call import current_call, open_call
 from penstock._core.failure import INCOMPLETE, FailureKind, failure_of_exception, failure_of_response
 from penstock._core.kind import RequestKind
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
+    from penstock._core.body.scanner import Scanner
     from penstock._core.call import Call
     from penstock._core.failure import Failure
 
-__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "bound_answer", "http_response_of", "open_attempt"]
+__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt", "read_whole"]
 
 # What the SDK's chain hands around: its response wrapper, or whatever a middleware of the user's answered with instead.
 Response: TypeAlias = Any
@@ -52,14 +53,17 @@ def http_response_of(response: Response) -> httpx2.Response | None:
     return inner if isinstance(inner, httpx2.Response) else None
 
 
-async def bound_answer(http: httpx2.Response) -> None:
-    """Bound what an answer may grow to that the SDK reads whole: a hook for responses, of an HTTP client of our own.
+async def read_whole(http: httpx2.Response) -> None:
+    """Read an answer that nobody streams; one to `/v1/messages` no further than its call allows.
 
-    Streams are bounded where they are read.
+    Raises:
+        ResponseTooLarge: It is larger.
+        InvalidStream: Its compression can't be undone.
     """
     call = current_call()
-    if call is not None and call.kind is RequestKind.MESSAGES and not call.stream:
+    if call is not None and call.kind is RequestKind.MESSAGES and not http.is_stream_consumed:
         http.stream = Bounded(http, call.max_response_bytes)
+    await http.aread()
 
 
 class Attempt:
@@ -215,7 +219,9 @@ class Attempt:
         """Take in an answer that was read whole: a message, or, in tests and after a hook that reads, a stream."""
         if not self.call.stream and await self._note_message(response):
             return
-        scanner = Scanner(stream=self.call.stream, writes_for_an_hour=self.call.writes_for_an_hour)
+        scanner = scanner_for(http.headers.get("content-type", ""), self.call)
+        if scanner is None:
+            return
         try:
             scanner.see(http.content)
         except httpx2.ResponseNotRead:

@@ -25,9 +25,11 @@ AWS_STREAM: Final = "application/vnd.amazon.eventstream"
 
 # AWS's names for what the Messages API calls otherwise.
 _ERROR_TYPES: Final = {
+    "accessDeniedException": "permission_error",
     "internalServerException": "api_error",
     "modelStreamErrorException": "api_error",
     "modelTimeoutException": "timeout_error",
+    "resourceNotFoundException": "not_found_error",
     "serviceUnavailableException": "overloaded_error",
     "throttlingException": "rate_limit_error",
     "validationException": "invalid_request_error",
@@ -80,6 +82,8 @@ class AWSScanner(Scanner):
             return
         if headers.get(":message-type") in {"error", "exception"}:
             name = str(headers.get(":exception-type") or headers.get(":error-code"))
+            # Some services write them with a capital letter.
+            name = name[:1].lower() + name[1:]
             self.take("error", {"type": "error", "error": {"type": _ERROR_TYPES.get(name, name)}})
             # What older releases of the SDK make of such a frame is no error of theirs.
             self.unheard = True

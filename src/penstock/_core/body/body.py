@@ -35,7 +35,7 @@ import httpx2
 from anyio.lowlevel import checkpoint
 
 from penstock._core.body.aws import AWS_STREAM, AWSScanner, can_decode_aws
-from penstock._core.body.inflate import inflated, take_encoding
+from penstock._core.body.inflate import inflated, take_encodings
 from penstock._core.body.scanner import NOT_A_STREAM, Scanner
 from penstock._core.body.sse import field_of
 from penstock._core.failure import ABANDONED, CLOSED, INCOMPLETE, failure_of_exception
@@ -287,11 +287,11 @@ class _Flow:
 
     def _watch(self, headers: httpx2.Headers, call: Call) -> None:
         self._limit = call.max_response_bytes
-        encoding = take_encoding(headers)
-        if encoding is not None:
+        encodings = take_encodings(headers)
+        if encodings is not None:
             self.scanner = scanner_for(headers.get("content-type", ""), call)
-        if encoding:
-            self._inflated = inflated(self._chunks, encoding)
+        if encodings:
+            self._inflated = inflated(self._chunks, encodings)
 
     # Begin
 

@@ -16,9 +16,9 @@ from penstock.errors import InvalidStream, ResponseTooLarge
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
-__all__ = ["PIECE_BYTES", "Bounded", "inflated", "take_encoding"]
+__all__ = ["PIECE_BYTES", "Bounded", "inflated", "take_encodings"]
 
 PIECE_BYTES: Final = 64 * 1024
 """What is handed on at once, at most."""
@@ -30,34 +30,45 @@ _GZIP: Final = b"\x1f\x8b"
 _HEAD_BYTES: Final = 2
 
 
-def take_encoding(headers: httpx2.Headers) -> str | None:
+def take_encodings(headers: httpx2.Headers) -> tuple[str, ...] | None:
     """Take the compression off a response's headers, because whoever asks for it here undoes it.
 
     Returns:
-        `""` if there is none, the name of one that `inflated` knows, or `None` for any other, which stays.
+        What is to be undone, in order; empty if there is none; `None` if one of them is not known here: then all stays.
     """
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding in _KNOWN:
+    names = [name.strip().lower() for name in headers.get("content-encoding", "").split(",")]
+    encodings = tuple(name for name in reversed(names) if name not in {"", "identity"})
+    if not _KNOWN.issuperset(encodings):
+        return None
+    if encodings:
         del headers["content-encoding"]
         headers.pop("content-length", None)
-        return encoding
-    return "" if encoding in {"", "identity"} else None
+    return encodings
 
 
-async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncGenerator[bytes, None]:
-    """Undo the compression of a body.
+async def inflated(chunks: AsyncIterator[bytes], encodings: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    """Undo the compression of a body. Chunks that bring nothing come as empty ones, so that turns can be counted.
 
     Args:
         chunks: The body. It is left for the caller to close.
-        encoding: As `take_encoding` named it.
+        encodings: As `take_encodings` named them.
 
     Raises:
         InvalidStream: It can't be undone.
     """
-    inflate = _Inflate(raw=encoding == "deflate")
+    layers = [_Inflate(raw=name == "deflate") for name in encodings]
     async for chunk in chunks:
-        for piece in inflate.pieces(chunk):
+        for piece in _through(layers, chunk):
             yield piece
+        yield b""
+
+
+def _through(layers: Sequence[_Inflate], data: bytes) -> Iterator[bytes]:
+    if not layers:
+        yield data
+        return
+    for piece in layers[0].pieces(data):
+        yield from _through(layers[1:], piece)
 
 
 class Bounded(httpx2.AsyncByteStream):
@@ -70,7 +81,7 @@ class Bounded(httpx2.AsyncByteStream):
 
     def __init__(self, http: httpx2.Response, limit: float) -> None:
         self._inner = cast("httpx2.AsyncByteStream", http.stream)
-        self._encoding = take_encoding(http.headers)
+        self._encodings = take_encodings(http.headers)
         self._limit = limit
 
     @property
@@ -88,14 +99,14 @@ class Bounded(httpx2.AsyncByteStream):
         """
         left = self._limit
         async with aclosing(_chunks_of(self._inner)) as chunks:
-            source = inflated(chunks, self._encoding) if self._encoding else chunks
+            source = inflated(chunks, self._encodings) if self._encodings else chunks
             async with aclosing(source):
                 async for piece in source:
                     left -= len(piece)
                     if left < 0:
                         raise ResponseTooLarge(int(self._limit))
                     yield piece
-                    if self._encoding:
+                    if self._encodings:
                         await checkpoint()
 
     async def aclose(self) -> None:
@@ -116,6 +127,7 @@ class _Inflate:
         # Some servers call it deflate, and leave out the wrapping that the standard asks for. Two bytes tell.
         self._may_be_raw = raw
         self._head = b""
+        self._padding = False
         self._seen = 0
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
@@ -127,21 +139,19 @@ class _Inflate:
             self._may_be_raw = False
             if not _has_zlib_head(data):
                 self._object = zlib.decompressobj(-zlib.MAX_WBITS)
-        while data:
+        while data and not self._padding:
             piece = self._decompressed(data)
-            self._seen += len(data)
+            rest = self._object.unused_data or self._object.unconsumed_tail
+            self._seen += len(data) - len(rest)
             if piece:
                 yield piece
             if self._object.eof:
                 # One compressed file may follow another; anything else after the end is padding.
-                data = self._object.unused_data
-                if not data.startswith(_GZIP):
-                    return
+                self._padding = not rest.startswith(_GZIP[: len(rest)])
                 self._object = zlib.decompressobj(_EITHER)
-            else:
-                data = self._object.unconsumed_tail
-                if not data and len(piece) == PIECE_BYTES:
-                    yield from self._held_back()
+            elif not rest and len(piece) == PIECE_BYTES:
+                yield from self._held_back()
+            data = rest
 
     def _held_back(self) -> Iterator[bytes]:
         """What zlib still has when it has taken all its input, but not given all its output."""

@@ -41,6 +41,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]")
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE_ENDS: Final = 4
+# A whole line that is neither data nor a name, and its end, where that can't be half of CRLF.
+_SAYS_NOTHING: Final = re.compile(rb"(?:(?<=[\r\n])|\A)(?!data|event)[^\r\n]+(?:\r\n|\n|\r(?=[^\n]))")
+_COMPACT_AT: Final = 64 * 1024
 _EVENT: Final = b"event: "
 _DATA: Final = b"\ndata: "
 _MOST_BYTES: Final = 64 * 1024 * 1024
@@ -226,7 +229,16 @@ class Splitter:
         ([b'event: ping\ndata: {"type": "ping"}'], [0])
     """
 
-    __slots__ = ("_after_cr", "_any_line_ends", "_max_event_bytes", "_pending", "_position", "_too_long", "starts")
+    __slots__ = (
+        "_after_cr",
+        "_any_line_ends",
+        "_compact_at",
+        "_max_event_bytes",
+        "_pending",
+        "_position",
+        "_too_long",
+        "starts",
+    )
 
     def __init__(self, *, max_event_bytes: int = _MOST_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
@@ -235,6 +247,7 @@ class Splitter:
         self._after_cr = False
         self._any_line_ends = False
         self._too_long = False
+        self._compact_at = _COMPACT_AT
         self.starts: list[int] = []
 
     def __repr__(self) -> str:
@@ -298,7 +311,7 @@ class Splitter:
             ends = b"\n\n" in chunk or (pending.endswith(b"\n") and chunk.startswith(b"\n"))
             pending += chunk
             if not ends:
-                self._bound(len(self._pending) - _LONGEST_LINE_ENDS)
+                self._compact()
                 return
             chunk = bytes(pending)
             pending.clear()
@@ -321,7 +334,7 @@ class Splitter:
             self._after_cr = pending[blank_line.end() - 1] == ord("\r")
             start = self._skip_lf_after_cr(blank_line.end())
         del pending[:start]
-        self._bound(len(self._pending) - _LONGEST_LINE_ENDS)
+        self._compact()
 
     def _skip_lf_after_cr(self, start: int) -> int:
         if not self._after_cr or start == len(self._pending):
@@ -338,6 +351,18 @@ class Splitter:
         if block:
             events.append(block)
             self.starts.append(self._position)
+
+    def _compact(self) -> None:
+        """Drop lines that say nothing, should an event have very many of them, and bound what is left."""
+        pending = self._pending
+        if len(pending) > self._compact_at:
+            if not self._position:
+                del pending[: len(_BOM) if pending.startswith(_BOM) else 0]
+            size = len(pending)
+            pending[:] = _SAYS_NOTHING.sub(b"", pending)
+            self._position += size - len(pending)
+            self._compact_at = max(_COMPACT_AT, 2 * len(pending))
+        self._bound(len(pending) - _LONGEST_LINE_ENDS)
 
     def _bound(self, size: int) -> None:
         self._too_long = self._too_long or size > self._max_event_bytes

@@ -14,8 +14,8 @@ import anthropic
 import anyio
 import httpx2
 
-from penstock._core.context import Pin
 from penstock._core.body.scanner import is_message
+from penstock._core.context import Pin
 from penstock._core.failure import failure_of_error_event
 from penstock.batch.message_batches.desk import NO_BATCH, result_of
 from penstock.batch.message_batches.ledger import member
