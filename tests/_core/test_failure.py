@@ -25,7 +25,7 @@ from penstock._core.failure import (
     failure_of_response,
     retry_after_s,
 )
-from penstock.errors import InvalidStream, QueueFull
+from penstock.errors import InvalidStream, QueueFull, ResponseTooLarge
 
 REQUEST = httpx2.Request("POST", "https://api.example/v1/messages")
 SPEND_CAP = {"type": "rate_limit_error", "message": "…", "details": {"error_code": "enforced_spend_limit_reached"}}
@@ -211,6 +211,7 @@ def connector_error() -> aiohttp.ClientConnectorError:
         (httpx2.RemoteProtocolError("p"), FailureKind.CONNECTION, True),
         (httpx2.DecodingError("d"), FailureKind.INVALID, True),
         (InvalidStream("no UTF-8", position=0), FailureKind.INVALID, True),
+        (ResponseTooLarge(7), FailureKind.INVALID, True),
         (anthropic.APITimeoutError(request=REQUEST), FailureKind.TIMEOUT, True),
         (anthropic.APIConnectionError(request=REQUEST), FailureKind.CONNECTION, True),
         (caused(anthropic.APITimeoutError(request=REQUEST), httpx2.ConnectTimeout("t")), FailureKind.TIMEOUT, False),
@@ -256,6 +257,14 @@ def test_an_error_that_asks_to_be_retried_is() -> None:
     failure = failure_of_exception(anthropic.RetryableError("again"))
     assert failure.kind is FailureKind.OTHER
     assert failure.retryable
+
+
+def test_an_answer_that_is_too_large_is_not_asked_for_again() -> None:
+    """The next would be as large; this one was sent, and may have been billed. A broken stream may come whole."""
+    failure = failure_of_exception(ResponseTooLarge(7))
+    assert not failure.retryable
+    assert failure.may_be_billed
+    assert failure_of_exception(InvalidStream("no UTF-8", position=0)).retryable
 
 
 def test_failures_that_are_nobodys_exception() -> None:

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 from anthropic.types import Message
-from anthropic.types.beta import BetaMessage
+from anthropic.types.beta import BetaMessage, BetaUsage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock._core.usage import Usage
+from penstock._core.usage import Usage, writes_for_an_hour
 
 REPORTED = {
     "input_tokens": 25,
@@ -90,6 +90,13 @@ def test_a_beta_message_counts_its_iterations() -> None:
     assert Usage.from_message(BetaMessage.construct(**_message(usage))) == SUMMED  # type: ignore[arg-type]
 
 
+def test_a_beta_message_whose_iterations_are_none_has_its_own_counts() -> None:
+    """What a compatible server puts there instead of a list is passed over."""
+    usage = BetaUsage.construct(input_tokens=20, output_tokens=5, iterations="none")
+    expected = Usage(input_tokens=20, output_tokens=5)
+    assert Usage.from_message(BetaMessage.construct(**_message(usage))) == expected  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("usage", [None, "many", 3, {"input_tokens": "many"}])
 def test_a_message_without_usable_usage_used_nothing(usage: object) -> None:
     """A compatible server's message whose usage is missing or of another type used nothing, without a warning."""
@@ -144,6 +151,74 @@ def test_an_update_replaces_what_it_names_and_keeps_the_rest() -> None:
 def test_an_update_of_a_total_keeps_its_part_within_it() -> None:
     """A smaller total of cache writes without its breakdown bounds the part for one hour."""
     assert READ.updated({"cache_creation_input_tokens": 3}).cache_creation_1h_input_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("delta", "total", "hour"),
+    [
+        ({"cache_creation_input_tokens": 25}, 25, 19),
+        ({"cache_creation_input_tokens": 10}, 10, 4),
+        ({"cache_creation_input_tokens": 3}, 3, 3),
+        ({"cache_creation_input_tokens": 25, "cache_creation": {"ephemeral_1h_input_tokens": 5}}, 25, 5),
+        ({"output_tokens": 40}, 10, 4),
+        ({"iterations": ITERATIONS}, 9, 8),
+    ],
+)
+def test_more_cache_writes_count_as_the_request_asked_to_keep_them(
+    delta: dict[str, object], total: int, hour: int
+) -> None:
+    """Where an update has more of them and no breakdown, the request tells for how long; only then is it asked."""
+    asked = []
+
+    def for_an_hour() -> bool:
+        asked.append(1)
+        return True
+
+    later = READ.updated(delta, for_an_hour=for_an_hour)
+    assert (later.cache_creation_input_tokens, later.cache_creation_1h_input_tokens) == (total, hour)
+    assert len(asked) == (hour == 19)
+    assert READ.updated(delta) == READ.updated(delta, for_an_hour=lambda: False)
+    assert READ.updated(delta).cache_creation_1h_input_tokens == (4 if hour == 19 else hour)
+
+
+HOUR, MINUTES = {"type": "ephemeral", "ttl": "1h"}, {"type": "ephemeral"}
+
+
+def _block(mark: object = None) -> dict[str, object]:
+    return {"type": "text", "text": "x"} | ({} if mark is None else {"cache_control": mark})
+
+
+def _turn(*blocks: object) -> dict[str, object]:
+    return {"role": "user", "content": list(blocks)}
+
+
+@pytest.mark.parametrize(
+    ("request_body", "expected"),
+    [
+        ({}, False),
+        ({"cache_control": HOUR}, True),
+        ({"cache_control": MINUTES}, False),
+        ({"cache_control": MINUTES, "system": [_block(HOUR)]}, False),
+        ({"cache_control": HOUR, "messages": [_turn(_block(MINUTES))]}, True),
+        ({"messages": [_turn(_block(HOUR))]}, True),
+        ({"messages": (_turn(_block(HOUR)),)}, True),
+        ({"messages": [_turn(_block(MINUTES), _block(HOUR), _block())]}, True),
+        ({"messages": [_turn(_block(HOUR)), _turn(_block(MINUTES))]}, False),
+        ({"messages": [_turn(_block(HOUR)), {"role": "user", "content": "x"}]}, True),
+        ({"messages": [_turn({"type": "tool_result", "content": [_block(HOUR)]})]}, True),
+        ({"messages": [_turn(_block())], "system": [_block(HOUR)]}, True),
+        ({"messages": [_turn(_block(MINUTES))], "system": [_block(HOUR)]}, False),
+        ({"messages": "Hi", "system": "x", "tools": [{"name": "f", "cache_control": HOUR}]}, True),
+        ({"system": [_block(MINUTES)], "tools": [{"name": "f", "cache_control": HOUR}]}, False),
+        ({"messages": [3, None, "x", object()]}, False),
+        ({"cache_control": "1h"}, False),
+        (None, False),
+        ([HOUR], False),
+    ],
+)
+def test_a_request_tells_how_long_its_last_cache_write_is_kept(request_body: object, expected: bool) -> None:
+    """The whole request's mark, else that of the last marked block: of messages, then system, then tools."""
+    assert writes_for_an_hour(request_body) is expected
 
 
 def test_cache_writes_known_only_by_their_breakdown_are_counted() -> None:

@@ -32,7 +32,7 @@ def test_an_early_end_has_a_cause(wire: Any) -> None:
     inbox.end(httpx2.ReadError("later"))
     assert isinstance(inbox.cause, anthropic.APIConnectionError)
     inbox = Inbox(wire.response())
-    inbox.receive(wire.sse(*wire.end())[:-2])
+    inbox.receive(wire.sse(wire.start(), *wire.end())[:-2])
     inbox.receive(None)
     assert (inbox.complete, inbox.cause) == (True, None)
 

@@ -374,15 +374,18 @@ class _Flow:
 
     async def next(self) -> bytes | None:
         """Return the next bytes, looked at; `None` at the end."""
-        attempt = self.attempt
+        attempt, scanner = self.attempt, self.scanner
         try:
             if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
                 self._turn_chunks = self._turn_bytes = 0
                 await checkpoint()
             chunk = await anext(self._chunks if self._inflated is None else self._inflated)
-            if attempt.call.closing:
-                self._raise_if_closing()
-            await self._see(chunk)
+            self._count(len(chunk))
+            if scanner is not None:
+                if len(chunk) <= _BYTES_A_TURN:
+                    scanner.see(chunk)
+                else:
+                    await self._see_in_turns(scanner, chunk)
         except StopAsyncIteration:
             self.over = True
             self._raise_if_closing()
@@ -395,29 +398,24 @@ class _Flow:
             if isinstance(error, Exception):
                 self._raise_if_closing(error)
             raise
-        scanner = self.scanner
-        if scanner is not None and scanner.over:
-            self.last = True
-            self.end()
-            return chunk[: len(chunk) - scanner.trailing]
-        return chunk
+        if scanner is None:
+            return chunk
+        if attempt.first_content_at is None and scanner.begun:
+            attempt.note_first_content()
+        if not scanner.over:
+            return chunk
+        self.last = True
+        self.end()
+        return chunk[: len(chunk) - scanner.trailing]
 
-    async def _see(self, chunk: bytes) -> None:
-        size = len(chunk)
+    def _count(self, size: int) -> None:
+        if self.attempt.call.closing:
+            self._raise_if_closing()
         self._turn_chunks += 1
         self._turn_bytes += size
         self._bytes += size
         if self._bytes > self._limit:
             raise ResponseTooLarge(int(self._limit))
-        scanner = self.scanner
-        if scanner is None:
-            return
-        if size <= _BYTES_A_TURN:
-            scanner.see(chunk)
-        else:
-            await self._see_in_turns(scanner, chunk)
-        if scanner.begun and self.attempt.first_content_at is None:
-            self.attempt.note_first_content()
 
     async def _see_in_turns(self, scanner: Scanner, chunk: bytes) -> None:
         """Look at a large chunk without holding the event loop."""

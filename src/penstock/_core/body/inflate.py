@@ -6,8 +6,8 @@ The rule here: what a small body grows to is never held at once, and what can't 
 from __future__ import annotations
 
 import zlib
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx2
 from anyio.lowlevel import checkpoint
@@ -16,7 +16,7 @@ from penstock.errors import InvalidStream, ResponseTooLarge
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
 __all__ = ["PIECE_BYTES", "Bounded", "inflated", "take_encodings"]
 
@@ -98,60 +98,65 @@ class Bounded(httpx2.AsyncByteStream):
             InvalidStream: Their compression can't be undone.
         """
         left = self._limit
-        async with aclosing(_chunks_of(self._inner)) as chunks:
-            source = inflated(chunks, self._encodings) if self._encodings else chunks
-            async with aclosing(source):
-                async for piece in source:
-                    left -= len(piece)
-                    if left < 0:
-                        raise ResponseTooLarge(int(self._limit))
-                    yield piece
-                    if self._encodings:
-                        await checkpoint()
+        chunks = aiter(self._inner)
+        source = inflated(chunks, self._encodings) if self._encodings else chunks
+        try:
+            async for piece in source:
+                left -= len(piece)
+                if left < 0:
+                    raise ResponseTooLarge(int(self._limit))
+                yield piece
+                if self._encodings:
+                    await checkpoint()
+        finally:
+            for each in (source, chunks):
+                if isinstance(each, AsyncGenerator):
+                    await each.aclose()
 
     async def aclose(self) -> None:
         """Close the body."""
         await self._inner.aclose()
 
 
-async def _chunks_of(stream: httpx2.AsyncByteStream) -> AsyncGenerator[bytes, None]:
-    async for chunk in stream:
-        yield chunk
-
-
 class _Inflate:
     """Undoes the compression of one body."""
 
     def __init__(self, *, raw: bool) -> None:
-        self._object = zlib.decompressobj(_EITHER)
-        # Some servers call it deflate, and leave out the wrapping that the standard asks for. Two bytes tell.
+        # Some servers call it deflate, and leave out the wrapping that the standard asks for.
         self._may_be_raw = raw
+        self._object: Any = None
         self._head = b""
+        self._begun = False
         self._padding = False
         self._seen = 0
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        if self._may_be_raw:
-            data, self._head = self._head + data, b""
-            if len(data) < _HEAD_BYTES:
-                self._head = data
-                return
-            self._may_be_raw = False
-            if not _has_zlib_head(data):
-                self._object = zlib.decompressobj(-zlib.MAX_WBITS)
         while data and not self._padding:
+            if self._object is None:
+                data, self._head = self._head + data, b""
+                if len(data) < _HEAD_BYTES:
+                    self._head = data
+                    return
+                self._object = self._object_for(data)
+                continue
             piece = self._decompressed(data)
             rest = self._object.unused_data or self._object.unconsumed_tail
             self._seen += len(data) - len(rest)
             if piece:
                 yield piece
             if self._object.eof:
-                # One compressed file may follow another; anything else after the end is padding.
-                self._padding = not rest.startswith(_GZIP[: len(rest)])
-                self._object = zlib.decompressobj(_EITHER)
+                self._object = None
             elif not rest and len(piece) == PIECE_BYTES:
                 yield from self._held_back()
             data = rest
+
+    def _object_for(self, head: bytes) -> Any:
+        """Return what undoes what begins like that."""
+        first, self._begun = not self._begun, True
+        # One compressed file may follow another; anything else after the end is padding.
+        self._padding = not (first or head.startswith(_GZIP))
+        raw = first and self._may_be_raw and not _has_zlib_head(head)
+        return zlib.decompressobj(-zlib.MAX_WBITS if raw else _EITHER)
 
     def _held_back(self) -> Iterator[bytes]:
         """What zlib still has when it has taken all its input, but not given all its output."""
@@ -160,9 +165,10 @@ class _Inflate:
 
     def _decompressed(self, data: bytes) -> bytes:
         try:
-            return self._object.decompress(data, PIECE_BYTES)
+            piece: bytes = self._object.decompress(data, PIECE_BYTES)
         except zlib.error:
             raise InvalidStream("its compression can't be undone", position=self._seen) from None
+        return piece
 
 
 def _has_zlib_head(data: bytes) -> bool:

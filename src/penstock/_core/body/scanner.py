@@ -210,10 +210,7 @@ class Scanner:
         self.begun = self.begun or self._bytes > _MOST_UNDECIDED
 
     def _see_more(self, chunk: bytes) -> None:
-        splitter = self._splitter
-        if splitter.clean and chunk.endswith(b"\n\n") and not (_WORDS[0] in chunk or _WORDS[1] in chunk):
-            splitter.skip(chunk)
-        else:
+        if not self._splitter.pass_over(chunk, _WORDS):
             self._feed(chunk)
 
     def _feed(self, chunk: bytes) -> None:

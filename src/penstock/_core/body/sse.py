@@ -28,11 +28,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydantic_core import from_json
 
 from penstock.errors import InvalidStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ServerSentEvent", "Splitter", "data_of", "decode", "field_of", "kind_of", "name_of"]
 
@@ -271,6 +274,24 @@ class Splitter:
     def skip(self, chunk: bytes) -> None:
         """Pass over a chunk of whole events, which must find the splitter `clean`."""
         self._position += len(chunk)
+
+    def pass_over(self, chunk: bytes, words: Sequence[bytes]) -> bool:
+        """Take a chunk without splitting it, if no event that ends in it has one of `words` in it.
+
+        Returns:
+            Whether it was taken; if not, it is still to be fed.
+        """
+        pending = self._pending
+        end = chunk.rfind(b"\n\n") + 2
+        if end < 2 or self._any_line_ends or len(pending) > len(chunk) or b"\r" in chunk:
+            return False
+        whole = bytes(pending) + chunk if pending else chunk
+        for word in words:
+            if word in whole:
+                return False
+        self._position += len(pending) + end
+        pending[:] = chunk[end:]
+        return True
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes of the body, cut anywhere, and return the events that are complete now.
