@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import httpx2
+from anthropic.lib.credentials import WorkloadIdentityError
 from pydantic_core import from_json
 
 from penstock._core.clock import wall_now
@@ -270,14 +271,13 @@ def _kind_of_status(status: int, cause: Cause | None) -> FailureKind:
     return FailureKind.SERVER if status >= 500 else FailureKind.REQUEST
 
 
+def _field(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+
+
 def _text(value: object, name: str) -> str | None:
-    found = cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+    found = _field(value, name)
     return found if isinstance(found, str) else None
-
-
-def _error_of(body: object) -> object:
-    """Return the `error` of an error body, of whatever shape it is."""
-    return cast("dict[str, object]", body).get("error") if isinstance(body, dict) else None
 
 
 def _cause_of(status: int, error_type: str | None, error_code: str | None, message: str | None) -> Cause | None:
@@ -290,9 +290,7 @@ def _cause_of(status: int, error_type: str | None, error_code: str | None, messa
 def _failure(status: int | None, error: object, headers: Mapping[str, str]) -> Failure:
     """Classify what the API says of an error; without a status, its type stands for one, unknown ones for a 500."""
     error_type = _text(error, "type")
-    error_code = _text(
-        cast("dict[str, object]", error).get("details") if isinstance(error, dict) else None, "error_code"
-    )
+    error_code = _text(_field(error, "details"), "error_code")
     status = _STATUS_OF_TYPE.get(error_type or "", 500) if status is None else status
     cause = _cause_of(status, error_type, error_code, _text(error, "message"))
     return Failure(
@@ -312,12 +310,12 @@ def failure_of_response(response: httpx2.Response) -> Failure:
         body: object = from_json(response.content)
     except (ValueError, httpx2.ResponseNotRead):
         body = None
-    return _failure(response.status_code, _error_of(body), response.headers)
+    return _failure(response.status_code, _field(body, "error"), response.headers)
 
 
 def failure_of_error_event(data: object) -> Failure:
     """Classify the data of an `error` event inside an HTTP 200 stream; an unknown type counts as a server error."""
-    return _failure(None, _error_of(data), {})
+    return _failure(None, _field(data, "error"), {})
 
 
 def failure_of_exception(error: BaseException) -> Failure:
@@ -370,7 +368,7 @@ def _cannot_be_sent(error: BaseException) -> bool:
     The SDK calls all of that a connection error: an address or header that is none, a certificate that isn't trusted.
     """
     if not isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
-        return isinstance(error, anthropic.CredentialsError | anthropic.WorkloadIdentityError | httpx2.InvalidURL)
+        return isinstance(error, anthropic.CredentialsError | WorkloadIdentityError | httpx2.InvalidURL)
     return isinstance(error.__cause__, ValueError | TypeError) or any(
         isinstance(below, _UNSENDABLE) for below in _with_causes(error)
     )

@@ -84,10 +84,13 @@ def billed_to_user_profile(params: Mapping[str, object]) -> bool:
         >>> billed_to_user_profile({"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}})
         True
     """
-    extra = params.get("extra_body")
-    given = extra if isinstance(extra, dict) and "billing_policy" in extra else params
-    policy = cast("Mapping[str, object]", given).get("billing_policy")
-    return isinstance(policy, dict) and cast("dict[str, object]", policy).get("bill_to") == "user_profile"
+    extra = _object(params.get("extra_body"))
+    policy = (params if "billing_policy" not in extra else extra).get("billing_policy")
+    return _object(policy).get("bill_to") == "user_profile"
+
+
+def _object(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def cost(
