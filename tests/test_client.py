@@ -48,6 +48,26 @@ def governed(simulator: Simulator, **options: Any) -> Client:
     return Client(sdk=simulator.client(), **{"log": False, **options})
 
 
+async def test_the_user_profile_of_a_request_goes_with_each_of_its_attempts() -> None:
+    """The header is as the SDK makes it, in every way to ask; the body says who pays."""
+    simulator = Simulator()
+    beta: Any = {"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}, "betas": ["billing-policy"]}
+    async with governed(simulator, sanitize=True, retry=RetryOptions(base_s=0.001)) as claude:
+        simulator.inject("overloaded")
+        await claude.messages.create(**ASK, user_profile_id="uprof_1")
+        await claude.messages.count_tokens(model=ASK["model"], messages=ASK["messages"], user_profile_id="uprof_1")
+        async with claude.stream(**ASK, **beta, user_profile_id="uprof_1") as stream:
+            await stream.get_final_message()
+        await claude.beta.messages.create(**ASK, **beta, user_profile_id="uprof_1")
+        async with claude.fan_out([{"custom_id": "a", "params": {**ASK, "user_profile_id": "uprof_1"}}]) as results:
+            [result] = [each async for each in results]
+    assert result.ok
+    assert [entry.headers.get("anthropic-user-profile-id") for entry in simulator.journal] == ["uprof_1"] * 6
+    assert [(entry.body or {}).get("billing_policy") for entry in simulator.journal][3:5] == [
+        beta["billing_policy"]
+    ] * 2
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[Simulator, str]]:
     """A simulator behind a real socket."""

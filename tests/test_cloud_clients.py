@@ -37,7 +37,8 @@ class Cloud(httpx2.AsyncBaseTransport):
         self.requests.append(request)
         path = request.url.path
         body = json.loads(request.content)
-        body.pop("anthropic_version", None)
+        for name in ("anthropic_version", "user_profile_id"):
+            body.pop(name, None)
         frames = path.endswith("invoke-with-response-stream")
         for mark in ("/model/", "/models/"):
             if mark in path:
@@ -194,6 +195,18 @@ async def test_a_cloud_client_is_governed_with_its_own_credentials(cloud: tuple[
     assert [event.stop_reason for event in ended] == ["end_turn"] * 2
     assert ended[1].first_token_s is not None
     assert all(event.usage.input_tokens > 0 for event in ended)
+
+
+async def test_the_user_profile_is_named_in_each_attempt(cloud: tuple[Simulator, Cloud, Any, str]) -> None:
+    """Whether the cloud's client names it in the header or moves it into the body, once, and on a retry too."""
+    simulator, endpoint, sdk, _ = cloud
+    simulator.inject("overloaded")
+    async with Client(sdk=sdk, log=False, retry=RetryOptions(base_s=0.001)) as claude:
+        await claude.messages.create(**ASK, user_profile_id="uprof_1")
+    assert len(endpoint.requests) == 2
+    for request in endpoint.requests:
+        named = [request.headers.get("anthropic-user-profile-id"), json.loads(request.content).get("user_profile_id")]
+        assert sorted(named, key=str) == [None, "uprof_1"]
 
 
 async def test_api_keys_are_refused(cloud: tuple[Simulator, Cloud, Any, str]) -> None:

@@ -220,7 +220,12 @@ class TestValues:
             ({"deadline_s": float("nan")}, "deadline_s", "finite", "input_value=nan"),
             ({"deadline_s": float("inf")}, "deadline_s", "finite", "input_value=inf"),
             ({"close_timeout_s": -0.1}, "close_timeout_s", "greater than or equal to 0", "input_value=-0.1"),
-            ({"max_response_bytes": 65_535}, "max_response_bytes", "greater than or equal to 65536", "input_value=65535"),
+            (
+                {"max_response_bytes": 65_535},
+                "max_response_bytes",
+                "greater than or equal to 65536",
+                "input_value=65535",
+            ),
             ({"transport": "curl"}, "transport", "'aiohttp' or 'httpx2'", "input_value='curl'"),
             ({"balance": "fair"}, "balance", "'round_robin'", "input_value='fair'"),
             ({"model": ""}, "model", "at least 1 character", "input_value=''"),

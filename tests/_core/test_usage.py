@@ -58,7 +58,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = [*REPORTED, "iterations"]
+NAMES = [*REPORTED, "iterations", "fallback_credit"]
 COUNTS = [field.name for field in dataclasses.fields(Usage) if field.type == "int"]
 USAGES = st.builds(Usage, **{name: st.integers(0, 10**9) for name in COUNTS}, estimated=st.booleans())
 
@@ -134,6 +134,59 @@ def test_iterations_are_summed_in_place_of_the_top_level() -> None:
         "iterations": ITERATIONS,
     }
     assert Usage.from_mapping(usage) == dataclasses.replace(SUMMED, web_search_requests=3)
+
+
+def test_a_beta_message_of_the_usual_shape_counts_its_iterations_too() -> None:
+    """All counts of the totals being there says nothing of what the iterations have."""
+    zeros = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+    compaction = {"type": "compaction", "input_tokens": 60_000, "output_tokens": 100, **zeros}
+    answer = {"type": "message", "input_tokens": 10, "output_tokens": 3, **zeros}
+    usage = {"input_tokens": 10, "output_tokens": 3, **zeros, "iterations": [compaction, answer]}
+    read = Usage.from_message(BetaMessage.model_validate(_message(usage)))
+    assert read == Usage.from_mapping(usage) == Usage(input_tokens=60_010, output_tokens=103)
+
+
+def _credited(status: object, steps: list[dict[str, object]], read: int) -> dict[str, object]:
+    totals = {"input_tokens": 1, "output_tokens": 2, "cache_creation_input_tokens": 20, "cache_read_input_tokens": read}
+    return {**totals, "fallback_credit": {"status": status}, "iterations": steps}
+
+
+STEP: dict[str, object] = {
+    "type": "message",
+    "input_tokens": 1,
+    "output_tokens": 2,
+    "cache_creation_input_tokens": 70,
+    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 70},
+    "cache_read_input_tokens": 5,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_redeemed_credit_moves_cache_writes_of_the_iterations_to_reads(stream: bool) -> None:
+    """The totals tell how tokens are billed; in a `message_delta` as in a whole message."""
+    usage = _credited({"type": "redeemed"}, [STEP], 55)
+    read = Usage(input_tokens=1).updated(usage) if stream else Usage.from_mapping(usage)
+    assert (read.cache_creation_input_tokens, read.cache_read_input_tokens) == (20, 55)
+    assert (read.cache_creation_1h_input_tokens, read.total_tokens) == (20, 78)
+    assert Usage.from_message(BetaMessage.model_validate(_message(usage))) == Usage.from_mapping(usage)
+
+
+@pytest.mark.parametrize(
+    ("status", "read"), [({"type": "redeemed"}, 56), ({"type": "not_applied"}, 55), (None, 55), ("redeemed", 55)]
+)
+def test_other_totals_do_not_correct_the_iterations(status: object, read: int) -> None:
+    """Without a credit, or where the totals are of other steps, the iterations hold as they are."""
+    usage = Usage.from_mapping(_credited(status, [STEP], read))
+    assert (usage.cache_creation_input_tokens, usage.cache_read_input_tokens) == (70, 5)
+
+
+def test_more_written_than_the_iterations_tell_moves_nothing() -> None:
+    """No count ever becomes negative."""
+    usage = Usage.from_mapping(_credited({"type": "redeemed"}, [{**STEP, "cache_creation_input_tokens": 10}], -5))
+    assert (usage.cache_creation_input_tokens, usage.cache_read_input_tokens) == (10, 5)
+    fewer = {**STEP, "cache_creation_input_tokens": 10, "cache_read_input_tokens": 65}
+    usage = Usage.from_mapping(_credited({"type": "redeemed"}, [fewer], 55))
+    assert (usage.cache_creation_input_tokens, usage.cache_read_input_tokens) == (10, 65)
 
 
 @pytest.mark.parametrize("iterations", [[], None, "none", [3, None]])
