@@ -98,6 +98,11 @@ def test_the_picture_fits_a_terminal() -> None:
     assert max(len(line) for line in picture()) <= 80
 
 
+def blocks() -> list[tuple[str, str, str]]:
+    """The guide's blocks that change a file: kind, path and text."""
+    return [(block["kind"], block["path"], block["text"]) for block in FENCED.finditer(GUIDE)]
+
+
 def changed(text: str, hunk: str) -> str:
     """A text with one hunk of a diff applied: the lines before, which must stand there once, become those after."""
     lines = hunk.splitlines(keepends=True)
@@ -143,22 +148,27 @@ def copied(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_guard_can_be_built_from_nothing(copied: Path) -> None:
-    """The guide's blocks, one after another: the guard works alone, then in the chain, and the suite takes it."""
-    blocks = [(block["kind"], block["path"], block["text"]) for block in FENCED.finditer(GUIDE)]
-    alone = [path for _, path, _ in blocks].index("alone.py") + 1
-    for block in blocks[:alone]:
+def test_the_guard_that_is_built_works_alone(copied: Path) -> None:
+    """The guide's blocks up to its use in a client of the SDK: its test passes, and a refusal is what it says."""
+    for block in blocks():
         follow(copied, *block)
+        if block[1] == "alone.py":
+            break
     assert " passed" in run(copied, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS[0])
     assert run(copied, "-c", TYPED_IN.format(script="alone.py")) == "claude-opus-5-5 is none of ('claude-haiku-*',)\n"
-    for block in blocks[alone:]:
+
+
+@pytest.mark.slow
+def test_the_guard_that_is_built_stands_in_the_chain(copied: Path) -> None:
+    """All of the guide's blocks: the guard's tests pass, and so do those of all errors, all settings, and the chain."""
+    for block in blocks():
         follow(copied, *block)
-    assert " passed" in run(copied, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS)
+    assert " passed" in run(copied, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *TESTS)
 
 
 def test_the_guard_touches_what_the_guide_says() -> None:
     """Its room, `errors.py`, `chain.py`, `settings.py`; everything else is a test, or the use of it."""
-    touched = {block["path"] for block in FENCED.finditer(GUIDE)}
+    touched = {path for _, path, _ in blocks()}
     source = {path.removeprefix("src/penstock/") for path in touched if path.startswith("src/")}
     assert source == {"guards/restrict_models.py", "errors.py", "chain.py", "settings.py"}
     assert touched - {f"src/penstock/{name}" for name in source} == {*TESTS[:3], "alone.py"}
@@ -166,7 +176,7 @@ def test_the_guard_touches_what_the_guide_says() -> None:
 
 def test_the_guards_code_is_written_as_ours_is() -> None:
     """Its module opens with its rule, and every public name of it is documented."""
-    (room,) = (block["text"] for block in FENCED.finditer(GUIDE) if block["path"].endswith("/restrict_models.py"))
+    (room,) = (text for _, path, text in blocks() if path.endswith("/restrict_models.py"))
     tree = ast.parse(room)
     assert "The rule here:" in (ast.get_docstring(tree) or "")
     for node in ast.walk(tree):
