@@ -24,6 +24,8 @@ DOTTED = re.compile(r"(?<![\w/.-])penstock(?:\.[A-Za-z_]\w*)+")
 BUILT_BY_THE_READER = ("src/penstock/guards/restrict_models.py", "tests/guards/test_restrict_models.py")
 NO_MODULES = frozenset({"penstock.toml", "penstock.guards.restrict_models"})
 PATHS = re.compile(r"(?<![\w/])((?:src/penstock|tests|benchmarks|docs)/[\w./-]*\w/?)")
+# Within the package, as pages for its developers write it.
+ROOMS = re.compile(r"`((?:\w+/)*\w+(?:\.py|/))`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 TEST_NAME = re.compile(r"`((?:test_|Test)\w+…?)`")
@@ -79,6 +81,14 @@ def test_every_path_of_the_tree_exists(page: str) -> None:
     """A file or folder that a page speaks of is there."""
     named = {path for path in PATHS.findall(text_of(page)) if path not in BUILT_BY_THE_READER}
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
+def test_every_room_that_developers_are_sent_to_exists(page: str) -> None:
+    """A file or folder in backticks stands in the package, or in the tree."""
+    named = {name for name in ROOMS.findall(text_of(page)) if f"src/penstock/{name}" not in BUILT_BY_THE_READER}
+    assert named
+    assert [name for name in sorted(named) if not ((PACKAGE / name).exists() or (ROOT / name).exists())] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
