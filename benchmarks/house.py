@@ -212,5 +212,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     settle_environment()
-    quick(__doc__)  # it takes two seconds as it is
+    quick(__doc__)  # takes a few seconds as it is
     main()

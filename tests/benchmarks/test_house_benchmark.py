@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
+
+from penstock.testing import VirtualLoop
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -60,15 +63,26 @@ def package(folder: Path, **sources: str) -> dict[str, dict[str, object]]:
     return names
 
 
-def test_a_run_tells_every_figure_and_judges_every_target() -> None:
+def test_a_run_tells_every_figure_and_judges_every_target(
+    house: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Modules and crossings of a create, a send and a tool call, and the lines of the code, beside their targets."""
-    command = [sys.executable, str(BENCHMARKS / "house.py"), "--quick"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    house.main()
+    printed = capsys.readouterr().out
     judged = [line for line in printed.splitlines() if "≤" in line]
     assert len(judged) == 3 * 2 + 2
     assert all(line.endswith(("| ✓ |", "| ✗ |")) for line in judged)
-    for told in ("from module to module", "hold code", "public module paths"):
+    assert len(re.findall(r"(?:entered|crossings|from module to module) \| [1-9]\d+ ", printed)) == 3 * 3
+    for told in ("hold code", "code lines of a file: median", "public module paths"):
         assert told in printed
+
+
+def test_the_same_request_is_told_the_same_each_time(house: ModuleType) -> None:
+    """Nothing of the machine is in the figures: neither its speed nor the moment."""
+    first, second = (anyio.run(house.walks, backend_options={"loop_factory": VirtualLoop}) for _ in range(2))
+    assert [(way.modules, way.crossings, way.calls) for way in first] == [
+        (way.modules, way.crossings, way.calls) for way in second
+    ]
 
 
 def test_a_crossing_is_a_frame_in_another_module_than_the_one_before(house: ModuleType, tmp_path: Path) -> None:
