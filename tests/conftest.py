@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -10,10 +11,18 @@ from hypothesis import settings
 # Shared machines stall for seconds, so no deadline; in CI the examples are the same in every run.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+PROFILE = "ci" if os.environ.get("CI") else "default"
+settings.register_profile("quick", settings.get_profile(PROFILE), max_examples=10)  # for `nox -s quick`
+settings.load_profile(PROFILE)
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio, the loop that the package is written for."""
     return "asyncio"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: the garbage collector, which many a test calls, need not go through it again."""
+    gc.collect()
+    gc.freeze()

@@ -125,6 +125,7 @@ def conserved(claude: Client, simulator: Simulator, elapsed_s: float) -> None:
     assert len(billed) - refilled - 0.01 <= spent <= len(sent) + 0.01
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.__name__)
 async def test_cancelled_anywhere_nothing_is_left(
@@ -200,6 +201,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await anyio.sleep(0.002)
 
 
+@pytest.mark.lengthy
 async def test_a_scope_that_times_out_leaves_nothing(virtual_time: VirtualTime) -> None:
     """The common way to be cancelled, a time limit, at any time: it ends at once, and nothing is left."""
     simulator = Simulator(latency_s=0.5, tokens_per_s=20, output_tokens=20)

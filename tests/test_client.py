@@ -208,6 +208,7 @@ class TestKeys:
         with pytest.raises(KeyNotFound):
             await Client(log=False).__aenter__()
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize(
         ("given", "environment", "used"),
         [
@@ -399,6 +400,7 @@ class TestGoverned:
             assert virtual_time.now() == pytest.approx(57, abs=0.1)
             assert claude.statistics().admission.slots_used == 0
 
+    @pytest.mark.lengthy
     async def test_settings_reach_the_guards(self, simulator: Simulator, virtual_time: VirtualTime) -> None:
         """Limits, concurrency and retries of the settings are those that hold."""
         options = {"limits": Limits(requests_per_minute=60), "concurrency": 3, "retry": RetryOptions(max_attempts=1)}

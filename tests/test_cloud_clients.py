@@ -171,6 +171,7 @@ async def read(sdk: Any) -> tuple[str, int]:
     return text, output_tokens
 
 
+@pytest.mark.lengthy
 async def test_a_cloud_client_is_governed_with_its_own_credentials(cloud: tuple[Simulator, Cloud, Any, str]) -> None:
     """Plain and streamed, retried and counted like our own; no Anthropic key reaches a third party."""
     simulator, endpoint, sdk, credentials = cloud

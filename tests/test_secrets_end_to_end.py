@@ -136,6 +136,7 @@ def locals_shown(error: BaseException) -> dict[str, dict[str, str]]:
     return frames
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 @pytest.mark.parametrize("case", FAULTS)
 async def test_neither_key_nor_content_is_shown_anywhere(case: str, transport: Any, seen: Seen) -> None:

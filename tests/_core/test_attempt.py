@@ -599,6 +599,7 @@ async def test_every_surface_gives_back_once_and_knows_its_usage(
     assert simulator.in_flight == 0
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("ask", SURFACES)
 async def test_every_surface_gives_back_once_when_cancelled_at_any_time(
     ask: Callable[[AsyncAnthropic], Awaitable[None]], virtual_time: VirtualTime

@@ -102,6 +102,7 @@ def test_an_image_of_unknown_size_costs_the_most_that_one_can() -> None:
     assert image_tokens("????", "some-new-model") == image_tokens("????", NEW)
 
 
+@pytest.mark.lengthy
 def test_a_document_costs_by_its_size() -> None:
     """More for a longer one, up to the largest that is allowed."""
     assert pdf_tokens("A" * 1_000) < pdf_tokens("A" * 1_000_000) <= pdf_tokens("A" * 100_000_000)

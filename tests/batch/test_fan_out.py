@@ -92,6 +92,7 @@ def run(main: Callable[[], Awaitable[object]]) -> None:
 
 
 class TestResults:
+    @pytest.mark.lengthy
     @given(
         size=st.integers(0, 40),
         concurrency=st.integers(1, 12),

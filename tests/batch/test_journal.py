@@ -215,6 +215,7 @@ class TestRepair:
             path = Path(folder) / "run.jsonl"
             run(lambda: self._cut(path, items, lambda size: [int(where * size)]))
 
+    @pytest.mark.lengthy
     def test_cut_off_at_any_byte_no_line_before_it_is_lost(self, path: Path) -> None:
         """The same for each byte of a journal of two lines."""
         run(lambda: self._cut(path, [("a", False, ""), ("b", True, "Hi")], range))
@@ -282,6 +283,7 @@ class TestRepair:
         assert "cut off a torn last line of 20 bytes" in caplog.text
         assert "secret" not in caplog.text
 
+    @pytest.mark.lengthy
     async def test_a_very_long_line_is_read(self, path: Path) -> None:
         """An answer of many megabytes is a line like any other."""
         async with Journal(path) as journal:
@@ -435,6 +437,7 @@ async def threads_idle() -> None:
     await asyncio.get_running_loop().run_in_executor(None, lambda: None)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("how", HOWS)
 async def test_cancelled_anywhere_it_is_closed_and_whole(tmp_path: Path, how: How) -> None:
     """The lock is given back, no file stays open, and what `write` returned from is there."""

@@ -452,6 +452,7 @@ async def test_a_refused_look_ends_the_run(virtual_time: VirtualTime) -> None:
             await anext(results)
 
 
+@pytest.mark.lengthy
 async def test_a_service_that_stays_away_is_given_up_after_a_day(virtual_time: VirtualTime) -> None:
     """No batch takes longer, so there is nothing to wait for."""
     simulator = Simulator(batch=BatchOptions(duration_s=100))
@@ -482,6 +483,7 @@ async def test_an_outage_at_the_end_of_a_long_batch_is_sat_out_as_well(virtual_t
 # What fails.
 
 
+@pytest.mark.lengthy
 async def test_what_the_service_failed_on_is_submitted_again(virtual_time: VirtualTime) -> None:
     """Errored by the service or expired: asked again up to `max_attempts` times; the rest is a failure then."""
     simulator = Simulator(batch=BatchOptions(errored=0.3, expired=0.1, lifetime_s=HOUR_S), seed=4)
@@ -512,6 +514,7 @@ async def test_what_is_wrong_with_a_request_is_final(virtual_time: VirtualTime) 
     assert len(made(simulator)) == 1
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("fault", ["truncated", "bad_json", "stall"])
 async def test_a_results_file_that_breaks_off_is_read_again(virtual_time: VirtualTime, fault: str) -> None:
     """Each answer comes once, and nothing is submitted twice."""
@@ -730,6 +733,7 @@ class Killed:
             return await ran(claude, prompts(size), **{**self.options, **options})
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("seed", range(8))
 async def test_whoever_comes_back_collects_what_was_submitted(
     virtual_time: VirtualTime, tmp_path: Path, seed: int
@@ -753,6 +757,7 @@ async def test_whoever_comes_back_collects_what_was_submitted(
     assert len(wires) - 50 == sum(failed)
 
 
+@pytest.mark.lengthy
 async def test_a_kill_while_batches_run_costs_nothing(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """Nothing is submitted again, at no moment of the run."""
     for moment in (0.2, 0.7, 1.2, 1.7, 2.5, 30, 61, 62, 70):
@@ -812,6 +817,7 @@ async def test_a_run_that_is_over_leaves_nothing_to_do(virtual_time: VirtualTime
     assert len(simulator.journal) == before
 
 
+@pytest.mark.lengthy
 async def test_failures_are_asked_again_on_request(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """A journal holds what failed for good; what expired or was cancelled is asked again in any case."""
     simulator = Simulator(batch=BatchOptions(errored=1.0))
@@ -963,6 +969,7 @@ async def test_leaving_without_a_journal_stops_the_batches(virtual_time: Virtual
     assert states == ["canceling"] * 3
 
 
+@pytest.mark.lengthy
 async def test_a_timeout_around_the_block_stops_the_batches(virtual_time: VirtualTime) -> None:
     """A cancellation is a way of leaving, too."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S), latency_s=1)
@@ -1041,6 +1048,7 @@ async def test_cancelling_stops_reading_and_gives_what_is_done(virtual_time: Vir
     check_all([*(result for result in found if result.ok), *rest], 40)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("kept", [False, True])
 async def test_cancelled_anywhere_it_leaves_nothing_behind(
@@ -1080,6 +1088,7 @@ async def test_cancelled_anywhere_it_leaves_nothing_behind(
 # In time.
 
 
+@pytest.mark.lengthy
 async def test_what_is_not_done_in_time_is_asked_live(virtual_time: VirtualTime) -> None:
     """Near the deadline batches are stopped; what they have done counts, the rest is asked at full price."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S, cancel_s=5))
@@ -1092,6 +1101,7 @@ async def test_what_is_not_done_in_time_is_asked_live(virtual_time: VirtualTime)
     assert virtual_time.now() < HOUR_S / 2
 
 
+@pytest.mark.lengthy
 async def test_too_little_time_means_no_batches(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """Where all of it is set aside, everything is asked live, lazily, with the same results and journal."""
     simulator = Simulator(latency_s=1)
@@ -1115,6 +1125,7 @@ async def test_too_little_time_means_no_batches(virtual_time: VirtualTime, tmp_p
         assert await ran(claude, prompts(100), journal=path) == []
 
 
+@pytest.mark.lengthy
 async def test_nothing_is_waited_for_beyond_the_deadline(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """What neither a batch nor the service live has answered by then has expired; another run collects it."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S, cancel_s=900))
@@ -1320,6 +1331,7 @@ async def test_calls_about_batches_are_recorded_and_hold_no_content(virtual_time
 # What the API never says.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "change",
     [
@@ -1391,6 +1403,7 @@ def edited(**fields: Any) -> Callable[[bytes], httpx2.Response]:
     return lambda content: reply(json.dumps({**json.loads(content), **fields}).encode())
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("kind", "change", "times"),
     [
@@ -1420,6 +1433,7 @@ async def test_what_is_no_answer_is_asked_for_again(
     assert repr(simulator.batches) == "Batches(1 of 1)"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("kind", "change", "error"),
     [
@@ -1519,6 +1533,7 @@ async def test_a_lost_batch_proves_itself_to_an_input_that_lacks_some_of_it(
     assert repr(simulator.batches) == "Batches(1 of 1)"
 
 
+@pytest.mark.lengthy
 async def test_more_batches_than_a_page_holds_are_searched(virtual_time: VirtualTime) -> None:
     """A lost one is found behind them."""
     simulator = Simulator()
@@ -1635,6 +1650,7 @@ def test_a_batch_is_as_large_as_the_api_takes_it() -> None:
 # Cut short.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("where", [0, 1, 2, 3, 4])
 async def test_a_service_that_hangs_holds_nobody_beyond_the_deadline(
     virtual_time: VirtualTime, tmp_path: Path, where: int
@@ -1675,6 +1691,7 @@ async def test_an_outage_at_the_deadline_holds_nobody(virtual_time: VirtualTime)
     assert states == ["canceling"] * 2
 
 
+@pytest.mark.lengthy
 async def test_a_results_file_that_hangs_holds_nobody_beyond_the_deadline(
     virtual_time: VirtualTime, tmp_path: Path
 ) -> None:
@@ -1703,6 +1720,7 @@ async def unending(size: int) -> AsyncIterator[Request]:
     await anyio.sleep_forever()
 
 
+@pytest.mark.lengthy
 async def test_input_that_never_ends_holds_nobody_beyond_the_deadline(virtual_time: VirtualTime) -> None:
     """What was read for the next batch is asked live in time, though no more comes."""
     simulator = Simulator()

@@ -61,10 +61,11 @@ class TestTally:
         assert tally.snapshot(now=106.0).done == 6
         assert repr(tally) == "<Tally 2 answered, 1 failed, 3 resumed>"
 
+    @pytest.mark.lengthy
     @given(
         st.lists(
             st.tuples(
-                st.sampled_from([MODEL, "claude-haiku-4-5", "claude-sonnet-4-5", "claude-nonesuch"]),
+                st.sampled_from([MODEL, "claude-haiku-4-5", "claude-sonnet-4-6", "claude-nonesuch"]),
                 st.sampled_from([1, 1000, 60_000, 150_000, 300_000]),
                 st.sampled_from([None, "standard", "batch"]),
                 st.booleans(),
@@ -79,7 +80,7 @@ class TestTally:
         for model, tokens, tier, steps in answers:
             usage: dict[str, Any] = {"input_tokens": tokens, "output_tokens": 7, "service_tier": tier}
             if steps:
-                usage["iterations"] = [{"type": "message", "model": "claude-opus-4-5", "input_tokens": 9}]
+                usage["iterations"] = [{"type": "message", "model": "claude-opus-4-6", "input_tokens": 9}]
             message = Message.construct(model=model, content=[], usage=usage)
             results.append(FanOutResult(custom_id="a", index=0, message=message))
             tally.start()

@@ -59,6 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestResume:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("order", ORDERS)
     async def test_what_is_answered_is_not_asked_again(
         self, path: Path, order: Order, virtual_time: VirtualTime
@@ -236,6 +237,7 @@ class TestResume:
             assert (result.attempts, dict(result.labels)) == (2, {"user": "u1"})
             assert result.latency_s == pytest.approx(2, abs=0.1)
 
+    @pytest.mark.lengthy
     async def test_ten_thousand_answered_items_are_passed_over_quickly(self, path: Path) -> None:
         """Without a turn of the loop for each, and without holding up the others."""
         line = '{"custom_id":"%d","result":{"type":"succeeded","message":{"content":[]}}}\n'
@@ -412,6 +414,7 @@ class TestFaults:
             assert [result.ok for result in await claude.map(["a", "b"], model=MODEL, journal=path)] == [True, True]
         assert sorted(ids(path)) == ["0", "1"]
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("how", HOWS)
     async def test_cancelled_anywhere_nothing_given_is_missing(self, path: Path, how: How) -> None:
         """What the caller saw stands in the journal, which is closed, whole, and can be gone on from."""

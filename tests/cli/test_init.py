@@ -48,6 +48,7 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"penstock {version('penstock')}\n"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["run", "--rpm", "x"]])
 def test_what_needs_no_sdk_loads_none(arguments: list[str]) -> None:
     """Help, version and complaints about arguments come at once: neither the SDK nor pydantic is loaded for them."""

@@ -67,6 +67,7 @@ def opened(block: Any) -> Image.Image:
 
 
 class TestUntouched:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
     async def test_a_fine_picture_leaves_byte_for_byte(self, kind: str) -> None:
         """Nothing is encoded anew without need."""
@@ -100,6 +101,7 @@ class TestUntouched:
 
 
 class TestSize:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("size", [(1081, 500), (1400, 1050), (1050, 1400), (2160, 1620), (9000, 20)])
     @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
     async def test_the_longest_side_is_1080_at_most(self, size: tuple[int, int], kind: str) -> None:
@@ -115,6 +117,7 @@ class TestSize:
         assert data_of(await penstock.image(data, max_side=1000)) == data
         assert opened(await penstock.image(file_of(photo(100, 4)), max_side=1)).size == (1, 1)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize(("model", "tier"), [("claude-haiku-4-5", STANDARD), (MODEL, HIGH_RESOLUTION)])
     async def test_all_that_the_model_sees_can_be_sent(self, model: str, tier: tuple[int, int]) -> None:
         """And no pixel more, which would cost the same and be seen scaled down."""
@@ -122,12 +125,14 @@ class TestSize:
         assert opened(block).size == {STANDARD: (1456, 819), HIGH_RESOLUTION: (2576, 1449)}[tier]
         assert penstock.image_tokens(block, model) == {STANDARD: 1560, HIGH_RESOLUTION: 4784}[tier]
 
+    @pytest.mark.lengthy
     async def test_a_model_bounds_a_set_side_too(self) -> None:
         """Whichever is less."""
         data = file_of(photo(3000, 3000))
         assert opened(await penstock.image(data, max_side=2000, model="claude-haiku-4-5")).size == (1092, 1092)
         assert opened(await penstock.image(data, max_side=700, model="claude-haiku-4-5")).size == (700, 700)
 
+    @pytest.mark.lengthy
     async def test_noise_is_made_to_fit_the_bytes(self) -> None:
         """First by quality, then by size."""
         noise = Image.frombytes("RGB", (300, 300), random.Random(7).randbytes(300 * 300 * 3))
@@ -145,6 +150,7 @@ class TestSize:
         assert block["source"]["media_type"] == "image/jpeg"
         assert opened(block).size == (100, 100)
 
+    @pytest.mark.lengthy
     async def test_what_can_not_be_made_small_enough_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It ends, at a single pixel."""
         monkeypatch.setattr("penstock.content.fitting._encodings", lambda *_, **__: [("image/png", b"x" * 4_000)])
@@ -247,6 +253,7 @@ class TestPixels:
         alphas = [image.getpixel(place)[3] for place in ((5, 20), (45, 20))]  # type: ignore[index]
         assert alphas == [255, 0]
 
+    @pytest.mark.lengthy
     async def test_a_large_transparent_picture_becomes_a_webp(self) -> None:
         """Lossless would take megabytes."""
         noise = Image.frombytes("RGB", (1500, 1500), random.Random(7).randbytes(1500 * 1500 * 3))
@@ -254,6 +261,7 @@ class TestPixels:
         image = opened(block)
         assert (block["source"]["media_type"], image.mode) == ("image/webp", "RGBA")
 
+    @pytest.mark.lengthy
     async def test_transparency_that_shows_nothing_is_left_out(self) -> None:
         """A photo as PNG with an alpha channel is a photo."""
         noise = Image.frombytes("RGB", (1500, 1500), random.Random(7).randbytes(1500 * 1500 * 3))
@@ -281,6 +289,7 @@ class TestPixels:
         assert not getattr(image, "is_animated", False)
         assert image.convert("RGB").getpixel((25, 25))[0] > 200  # type: ignore[index]
 
+    @pytest.mark.lengthy
     async def test_colours_keep_their_profile(self) -> None:
         """Phones take pictures in wider colours than screens had; converted ones and huge profiles are left out."""
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -292,6 +301,7 @@ class TestPixels:
         ):
             assert "icc_profile" not in opened(await penstock.image(other)).info
 
+    @pytest.mark.lengthy
     async def test_what_is_encoded_anew_tells_nothing_else(self) -> None:
         """Neither where a photo was taken nor what was written about it."""
         exif = Image.Exif()
@@ -350,6 +360,7 @@ class TestRefused:
             assert SECRET not in str(caught.value)
             assert caught.value.__cause__ is None
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
     async def test_a_truncated_picture_is_refused(self, kind: str) -> None:
         """Wherever it was cut, also if it would not have been touched."""
@@ -404,6 +415,7 @@ class TestRefused:
         with pytest.raises(InvalidImage, match=r"^it can't be converted: ValueError$"):
             await penstock.image(Image.new("La", (20, 20)))
 
+    @pytest.mark.lengthy
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), st.data())
     async def test_damage_is_refused_or_gives_a_picture(self, kind: str, data: st.DataObject) -> None:
@@ -574,6 +586,7 @@ class TestThreads:
         assert len(threads) == 20
         assert threading.get_ident() not in threads
 
+    @pytest.mark.lengthy
     async def test_wherever_it_is_cancelled_the_next_one_is_served(self) -> None:
         """A thread can't be interrupted, but its place is given back."""
         data = file_of(photo(1200, 900))
@@ -595,6 +608,7 @@ class TestThreads:
         with pytest.raises(ImportError, match=r"penstock\[vision\]"):
             await penstock.image(b"x")
 
+    @pytest.mark.lengthy
     def test_pillow_is_loaded_only_where_it_is_needed(self) -> None:
         """And where it is missing, the error says what to install; URLs, file ids and documents work without."""
         code = """

@@ -138,6 +138,7 @@ class TestPdf:
         is_encrypted(data)
         assert time.process_time() - began < 5
 
+    @pytest.mark.lengthy
     def test_a_stream_that_unpacks_to_gigabytes_is_cut(self) -> None:
         """A kilobyte can hold a megabyte; what comes after so many is not counted."""
         bomb = packed_pdf(1)

@@ -81,6 +81,7 @@ async def test_half_a_character_is_told_unless_a_guard_takes_it_out(simulator: S
         await chat.send("Hello")
 
 
+@pytest.mark.lengthy
 async def test_most_of_a_session_is_read_from_the_cache(virtual_time: VirtualTime) -> None:
     """Even where an answer has more blocks than the cache looks back over."""
     simulator = Simulator(output_tokens=100)

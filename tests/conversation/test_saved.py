@@ -124,6 +124,7 @@ def test_every_truncation_is_refused() -> None:
     assert not any(survives(data[:length]) for length in range(len(data)))
 
 
+@pytest.mark.lengthy
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4))
 def test_flipped_bytes_are_refused_or_harmless(flips: list[tuple[float, int]]) -> None:
@@ -139,6 +140,7 @@ ODD: Any = st.sampled_from(
 )
 
 
+@pytest.mark.lengthy
 @settings(max_examples=300, deadline=None)
 @given(st.randoms(use_true_random=False), ODD)
 def test_a_wrong_value_anywhere_is_refused_or_harmless(rng: random.Random, odd: object) -> None:

@@ -46,6 +46,7 @@ async def send_often(chat: Conversation, *, times: int, **options: Any) -> None:
         await chat.send(f"Question {number:2}: {WORDS}", **options)
 
 
+@pytest.mark.lengthy
 async def test_a_long_session_stays_within_its_share() -> None:
     """It is trimmed rarely and deep; the first question and pinned ones stay, thinking goes."""
     simulator = Simulator(thinking=True, output_tokens=100)
@@ -70,6 +71,7 @@ async def test_a_long_session_stays_within_its_share() -> None:
     assert all(entry.status == 200 for entry in simulator.journal)
 
 
+@pytest.mark.lengthy
 async def test_a_share_can_be_set() -> None:
     """Lower, and trimmed to less."""
     simulator = Simulator(output_tokens=50)
@@ -80,6 +82,7 @@ async def test_a_share_can_be_set() -> None:
     assert 2_500 < max(inputs(simulator)) <= 3_000
 
 
+@pytest.mark.lengthy
 async def test_room_for_the_answer_is_kept() -> None:
     """A window that the answer could fill is trimmed before its share is reached."""
     simulator = Simulator(output_tokens=50)
@@ -151,6 +154,7 @@ async def test_a_continuation_that_no_longer_fits_ends_the_reply(simulator: Simu
 
 
 class TestSummary:
+    @pytest.mark.lengthy
     async def test_what_is_left_out_is_summarized(self) -> None:
         """By the cheaper model, told what it is told; each summary takes in the one before; all of it is counted."""
         simulator = Simulator(output_tokens=lambda body: 40 if body["model"] == "claude-haiku-4-5" else 100)
@@ -266,6 +270,7 @@ class TestLimits:
 
 
 class TestCompaction:
+    @pytest.mark.lengthy
     async def test_the_api_keeps_the_history_short_where_it_can(self) -> None:
         """It is asked to; nothing is trimmed here, and what follows is measured from there on."""
         simulator = Simulator(output_tokens=100, thinking=True)

@@ -267,6 +267,7 @@ def test_a_cache_write_is_priced_by_how_long_it_was_written_for(written: int, fo
     assert price_of(usage, "claude-sonnet-5-5", at=AT) == expected
 
 
+@pytest.mark.lengthy
 def test_prices_are_imported_only_when_asked_for() -> None:
     """Importing this module doesn't import the price data, which takes as long as half of the SDK."""
     code = "import sys, penstock.costs.prices; sys.exit('genai_prices' in sys.modules)"

@@ -393,6 +393,7 @@ async def test_model_classes_fail_apart_and_models_of_one_class_together() -> No
     assert (rig.state("opus-4"), rig.state("haiku-5-5")) == ("open", "closed")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 429])
 async def test_what_the_client_did_wrong_never_opens_it(status: int) -> None:
     """A 4xx or a 429 is an answer of a service that works."""
@@ -601,6 +602,7 @@ async def test_other_requests_pass_an_open_breaker() -> None:
     assert rig.guard.statistics().classes["sonnet-5-5"].seen == 1
 
 
+@pytest.mark.lengthy
 async def test_memory_is_bounded_and_what_is_broken_is_never_forgotten() -> None:
     """A thousand classes are kept, the idle ones unused for longest make room, an open one stays."""
     rig = Rig(overloaded, minimum=1)
@@ -615,6 +617,7 @@ async def test_memory_is_bounded_and_what_is_broken_is_never_forgotten() -> None
     assert "model-6" in classes
 
 
+@pytest.mark.lengthy
 async def test_it_outgrows_its_bound_rather_than_forget_an_open_class() -> None:
     """If every class is broken, none is forgotten: that would let doomed requests through."""
     rig = Rig(overloaded, minimum=1)

@@ -165,6 +165,7 @@ def test_a_malformed_batch_is_refused_at_once(requests: object, message: str) ->
     assert repr(simulator.batches) == "Batches(0 of 0)"
 
 
+@pytest.mark.lengthy
 def test_a_batch_may_have_256_mb() -> None:
     """A batch is allowed what a single request is not, and is refused above its own limit."""
     simulator = Simulator()
@@ -413,6 +414,7 @@ def test_a_batch_shows_no_content() -> None:
     assert "Number" not in repr([simulator, simulator.batches, batch])
 
 
+@pytest.mark.lengthy
 @pytest.mark.anyio
 async def test_batches_work_over_a_server() -> None:
     """Through sockets too, a large results file arrives whole."""

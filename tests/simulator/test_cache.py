@@ -304,6 +304,7 @@ def test_an_entry_that_gave_way_before_it_began_is_gone() -> None:
 BLOCKS = st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(1, 900)), min_size=1, max_size=8)
 
 
+@pytest.mark.lengthy
 @given(st.lists(st.tuples(BLOCKS, st.booleans(), st.integers(0, 400)), min_size=1, max_size=6))
 @settings(max_examples=60)
 def test_the_fields_always_add_up(requests: list[tuple[list[tuple[str, bool, int]], bool, int]]) -> None:

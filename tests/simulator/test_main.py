@@ -17,6 +17,7 @@ from penstock.simulator import __main__ as command
 from penstock.simulator.__main__ import main
 
 
+@pytest.mark.lengthy
 def test_it_serves_until_ctrl_c() -> None:
     """One line with the URL when ready; the options are in force; Ctrl-C ends it cleanly."""
     options = ["--port", "0", "--rpm", "60", "--burst-s", "1", "--key", "sk-a=org-1", "--key", "sk-b"]
@@ -117,6 +118,7 @@ def test_faults_of_both_options_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen["batch"] == BatchOptions(duration_s=20, cancel_s=2)
 
 
+@pytest.mark.lengthy
 def test_as_a_child_it_ends_with_its_parent() -> None:
     """With `--end-with-stdin`, closing its standard input ends it as Ctrl-C does."""
     process = subprocess.Popen(

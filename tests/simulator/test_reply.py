@@ -78,6 +78,7 @@ def test_no_tokens_at_all_warms_the_cache_only() -> None:
     assert (empty.content, empty.stop_reason, empty.output_tokens) == ([], "max_tokens", 0)
 
 
+@pytest.mark.lengthy
 def test_a_full_window_cuts_the_reply() -> None:
     """Input and output share the window; what ends a reply there has a reason of its own."""
     prompt = "x" * 4 * (200_000 - 13)

@@ -145,6 +145,7 @@ async def test_a_client_that_leaves_while_sending_asks_nothing(served: tuple[Sim
     assert len(simulator.journal) == 1
 
 
+@pytest.mark.lengthy
 async def test_a_body_over_32_mb_is_refused(served: tuple[Simulator, str]) -> None:
     """It is read to its end, not kept, and answered 413."""
     _, url = served

@@ -769,6 +769,7 @@ def test_a_prompt_longer_than_the_window_is_refused() -> None:
     assert message == "prompt is too long: 200004 tokens > 200000 maximum"
 
 
+@pytest.mark.lengthy
 def test_compressed_bodies_are_read() -> None:
     """Gzip and deflate are accepted, anything else and broken data refused, and the limit holds for what comes out."""
     data = json.dumps(ask()).encode()

@@ -186,6 +186,7 @@ async def test_a_stream_closed_by_someone_else_has_its_final_frame(
     assert (final.stop_reason, final.text_length, final.usage.estimated) == (None, 2, True)
 
 
+@pytest.mark.lengthy
 async def test_cancellation_anywhere_leaves_nothing_behind(virtual_time: VirtualTime) -> None:
     """Cancelled at every await, in the middle of a send too: no request, no slot stays, and frames stay in order."""
     from penstock.simulator import Simulator

@@ -151,6 +151,7 @@ async def pinging_server(head: bytes) -> AsyncIterator[str]:
         await done.wait()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", [DefaultAioHttpClient, anthropic.DefaultAsyncHttpxClient])
 @pytest.mark.parametrize("how", ["stall", "close", "cancel"])
 async def test_over_real_sockets_too(wire: Any, transport: Any, how: str) -> None:

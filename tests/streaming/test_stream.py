@@ -156,6 +156,7 @@ async def use(answer: Any, operations: Sequence[tuple[str, int]]) -> list[Any]:
     return [*seen, await answer.get_final_message()]
 
 
+@pytest.mark.lengthy
 @settings(max_examples=60)
 @given(events=streams(), size=st.integers(1, 400), crlf=st.booleans(), operations=OPERATIONS)
 async def test_any_use_of_any_stream_is_as_with_the_sdk(
@@ -174,6 +175,7 @@ async def test_any_use_of_any_stream_is_as_with_the_sdk(
 # Where bytes end and how they are cut
 
 
+@pytest.mark.lengthy
 async def test_no_split_of_the_bytes_shows(wire: Any) -> None:
     """Wherever the bytes are cut in two, and byte by byte, the text and the message are the same."""
     body = wire.sse(*wire.recorded)

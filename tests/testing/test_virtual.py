@@ -53,6 +53,7 @@ def test_timers_fire_in_order_and_at_their_times(delays: list[float]) -> None:
     assert all(-1e-9 <= at - delay < 1e-3 for delay, at in woken)
 
 
+@pytest.mark.lengthy
 def test_a_rate_limiter_runs_for_99_minutes_at_once() -> None:
     """6,000 acquisitions at one a second, with a burst of 60, take 99 virtual minutes and little real time."""
 

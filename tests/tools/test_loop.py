@@ -300,6 +300,7 @@ class TestLife:
             await whole(loop)
         assert loop._error is None
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("how", ["waiting", "done", "repeatedly"])
     @pytest.mark.parametrize("verb", ["run_tools", "tool_loop"])
     async def test_wherever_it_is_cancelled_nothing_is_left(

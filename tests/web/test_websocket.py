@@ -409,6 +409,7 @@ async def test_cancelling_the_caller_ends_the_request(api: Any, browser: Any) ->
 
 
 class TestBehindRealSockets:
+    @pytest.mark.lengthy
     async def test_a_hundred_browsers_at_once_get_each_its_own_answer(self, api: Any, serve: Any) -> None:
         """A third leaves in the middle; the others get everything, and all slots are free in the end."""
         async with api.client(concurrency=100) as claude:

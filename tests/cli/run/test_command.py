@@ -186,6 +186,7 @@ def test_results_go_to_the_standard_output(api: Api, prompts: Path) -> None:
     assert list(prompts.parent.iterdir()) == [prompts]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("arguments", [(), ("-",), ("-", "-o", "-")])
 def test_requests_come_from_the_standard_input(
     arguments: tuple[str, ...], api: Api, monkeypatch: pytest.MonkeyPatch
@@ -308,6 +309,7 @@ def test_a_run_goes_on_where_it_ended(api: Api, prompts: Path, tmp_path: Path) -
     assert results(output) == dict.fromkeys("0123", "succeeded")
 
 
+@pytest.mark.lengthy
 def test_failures_can_be_asked_again(api: Api, prompts: Path, tmp_path: Path) -> None:
     """What failed is told with the command that asks it again; `--retry-failed` does, `--resume` alone does not."""
     output = tmp_path / "results.jsonl"
@@ -541,6 +543,7 @@ def in_a_terminal(api: Api, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
     return run
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [(("-o", "out"), True), ((), False), (("--progress",), True), (("-o", "out", "--no-progress"), False)],
@@ -556,6 +559,7 @@ def test_a_terminal_shows_a_bar(
 # Interrupted
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(
     number: signal.Signals, code: int, api: Api, prompts: Path, tmp_path: Path
@@ -659,6 +663,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError(32, text)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("stderr", [None, Gone()], ids=["closed", "broken"])
 @pytest.mark.parametrize("flags", [(), ("--progress",)], ids=["plain", "progress"])
 def test_it_runs_without_a_standard_error(

@@ -140,6 +140,7 @@ async def test_what_is_known_goes_no_further(
     assert feed.tally.snapshot(now=1.0).in_flight == len(expected)
 
 
+@pytest.mark.lengthy
 async def test_a_million_known_requests_don_t_hold_up_the_others(file_feed: FileFeed, path: Path) -> None:
     """While known requests are passed over, the event loop runs."""
     feed = file_feed("\n".join(map(str, range(1000))))

@@ -115,6 +115,7 @@ class Site:
 # A quota is used up, and not more.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("configured", [Limits(requests_per_minute=60), None], ids=["configured", "learned"])
 async def test_requests_flow_at_the_rate_that_the_limit_allows(
     configured: Limits | None, virtual_time: VirtualTime
@@ -128,6 +129,7 @@ async def test_requests_flow_at_the_rate_that_the_limit_allows(
     assert site.is_idle()
 
 
+@pytest.mark.lengthy
 async def test_input_tokens_flow_at_the_rate_that_the_limit_allows(virtual_time: VirtualTime) -> None:
     """The estimate is calibrated by the answers, so that nearly all of the limit is used."""
     simulator = Simulator(input_tokens_per_minute=60_000, latency_s=0.5)
@@ -142,6 +144,7 @@ async def test_input_tokens_flow_at_the_rate_that_the_limit_allows(virtual_time:
     assert site.is_idle()
 
 
+@pytest.mark.lengthy
 async def test_output_tokens_flow_at_the_rate_that_the_limit_allows(virtual_time: VirtualTime) -> None:
     """What is generated counts, not what `max_tokens` allows."""
     simulator = Simulator(output_tokens_per_minute=6000, latency_s=0.5, tokens_per_s=100, output_tokens=100)
@@ -153,6 +156,7 @@ async def test_output_tokens_flow_at_the_rate_that_the_limit_allows(virtual_time
     assert site.is_idle()
 
 
+@pytest.mark.lengthy
 async def test_a_limit_that_is_enforced_by_the_second_is_found_out(virtual_time: VirtualTime) -> None:
     """With a second's burst, headers soon tell that a minute's worth is never there at once."""
     site = Site(Simulator(requests_per_minute=Limit(600, burst_s=1), latency_s=0.2), retries=8, concurrency=200)
@@ -163,6 +167,7 @@ async def test_a_limit_that_is_enforced_by_the_second_is_found_out(virtual_time:
     assert site.is_idle()
 
 
+@pytest.mark.lengthy
 async def test_two_quotas_carry_twice_as_much(virtual_time: VirtualTime) -> None:
     """Two keys of two organizations, in turn."""
     keys = {"sk-a": "org-a", "sk-b": "org-b"}
@@ -182,6 +187,7 @@ async def test_two_quotas_carry_twice_as_much(virtual_time: VirtualTime) -> None
     assert {key.quota for key in site.admit.statistics().keys} == {"org-a", "org-b"}
 
 
+@pytest.mark.lengthy
 async def test_two_keys_of_one_organization_carry_no_more_than_one(virtual_time: VirtualTime) -> None:
     """They are recognised by their answers, and share one quota."""
     keys = {"sk-a": "org", "sk-b": "org"}
@@ -866,6 +872,7 @@ async def counted(claude: AsyncAnthropic) -> None:
     await claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": "Hi"}])
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("how", ["waiting", "done", "repeatedly"])
 @pytest.mark.parametrize("surface", [plain, streamed, helper, raw, counted])
 async def test_cancelled_at_any_await_nothing_is_left(

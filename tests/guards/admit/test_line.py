@@ -434,6 +434,7 @@ async def test_when_the_front_leaves_the_next_is_looked_at(virtual_time: Virtual
     assert office.is_as_new()
 
 
+@pytest.mark.lengthy
 async def test_many_model_classes_leave_no_lines_behind(virtual_time: VirtualTime) -> None:
     """Names come from callers; lines where nobody waits are forgotten in time."""
     office = Office()

@@ -791,6 +791,7 @@ async def test_with_the_sdks_retries_on_a_lost_connection_adds_one_attempt_for_e
 # The quota.
 
 
+@pytest.mark.lengthy
 async def test_an_outage_of_many_calls_is_not_multiplied() -> None:
     """When the quota is empty, calls fail at once, and their error says why."""
     server, retry = Server(status(500)), retry_of()
@@ -828,6 +829,7 @@ async def test_what_a_retry_paid_comes_back_when_it_succeeds() -> None:
     assert retry.statistics().retries == 3
 
 
+@pytest.mark.lengthy
 async def test_items_of_a_fan_out_wait_for_the_quota_and_all_succeed() -> None:
     """In an outage of ten minutes, one item in 30 s goes on; when one succeeds, all do."""
 
@@ -1117,6 +1119,7 @@ async def test_inside_an_attempt_of_an_outer_guard_each_retry_opens_its_own() ->
 # Cancellation.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("patient", [False, True], ids=["a call", "an item"])
 @pytest.mark.parametrize("background", [False, True], ids=["alone", "in a client"])
 @pytest.mark.parametrize("how", get_args(How))
@@ -1153,6 +1156,7 @@ async def test_cancelled_at_any_await_it_leaves_nothing_behind(how: How, backgro
 # Against the simulator.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
 async def test_hundreds_of_calls_with_mixed_faults_are_all_answered(streamed: bool, virtual_time: VirtualTime) -> None:
     """With 15 % of the faults that a client can retry unseen, nothing is lost and nothing left over."""

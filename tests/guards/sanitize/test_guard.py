@@ -362,6 +362,7 @@ histories = st.lists(
 )
 
 
+@pytest.mark.lengthy
 @settings(max_examples=60)
 @given(histories)
 async def test_the_same_history_is_always_sent_the_same_and_never_changed(messages: Any) -> None:

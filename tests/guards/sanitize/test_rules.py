@@ -276,6 +276,7 @@ def test_ten_megabytes_take_seconds() -> None:
     assert seconds(text) < 8
 
 
+@pytest.mark.lengthy
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join))
 def test_no_repeated_text_takes_long(piece: str) -> None:
