@@ -217,7 +217,7 @@ async def test_a_thousand_streams_in_any_valid_spelling_say_the_same(wire: Any, 
     """Text equals that of the SDK's decoder; usage, begun, complete and the breaker are right; 100 streams a seed."""
     chance = random.Random(seed)
     wrong: list[str] = []
-    async with wire.governed(max_attempts=1) as claude:
+    async with wire.governed(max_attempts=1, breaker=BreakerOptions()) as claude:
         for number in range(100):
             spelling = Spelling.picked(chance)
             events, text, tokens, stop_reason = told(wire, chance)
