@@ -386,9 +386,10 @@ async def _helper_of_sdk(claude: Any, outcome: Outcome, ask: dict[str, Any]) -> 
 
 
 async def _events_of_sdk(claude: Any, outcome: Outcome, ask: dict[str, Any]) -> None:
-    async for event in await claude.messages.create(**ask, stream=True):
-        if event.type == "content_block_delta" and event.delta.type == "text_delta":
-            outcome.texts.append(event.delta.text)
+    async with await claude.messages.create(**ask, stream=True) as events:
+        async for event in events:
+            if event.type == "content_block_delta" and event.delta.type == "text_delta":
+                outcome.texts.append(event.delta.text)
 
 
 class Wire:
