@@ -7,12 +7,13 @@ the SDK's own decoder. Waits end by what happens; their limits only keep a test 
 from __future__ import annotations
 
 import contextlib
-import gzip
+import gc
 import json
 import select
 import socket
 import struct
 import threading
+import tracemalloc
 import zlib
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anthropic
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 
 from penstock import BreakerOptions, Client, RetryOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 ASK: Final[dict[str, Any]] = {
@@ -458,8 +460,8 @@ class Wire:
 
     @staticmethod
     def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-        attempts = settings.pop("max_attempts", 2)
-        retry = RetryOptions(max_attempts=attempts, base_s=0.001, cap_s=0.001)
+        attempts, hold_s = settings.pop("max_attempts", 2), settings.pop("hold_s", 10.0)
+        retry = RetryOptions(max_attempts=attempts, base_s=0.001, cap_s=0.001, hold_s=hold_s)
         # Where the breaker is not what is tested, it doesn't end the test.
         breaker = BreakerOptions(minimum=10_000, window=10_000)
         return {"log": False, "close_timeout_s": 0.1, "retry": retry, "breaker": breaker, **settings}
@@ -507,16 +509,38 @@ class Wire:
         )
 
     @staticmethod
-    def bomb(first: bytes, filling: bytes, count: int, last: bytes = b"") -> bytes:
-        """What inflates to `first`, `count` times `filling`, and `last`; never held inflated."""
-        packer = zlib.compressobj(9, wbits=31)
-        packed = [packer.compress(first), *(packer.compress(filling) for _ in range(count))]
-        return b"".join([*packed, packer.compress(last), packer.flush()])
+    def bomb(parts: Iterable[bytes], encoding: str = "gzip") -> bytes:
+        """What inflates to all the parts; never held inflated."""
+        packer = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15}[encoding])
+        return b"".join([*(packer.compress(part) for part in parts), packer.flush()])
 
     @staticmethod
-    def zipped(body: bytes) -> bytes:
-        """The body as gzip."""
-        return gzip.compress(body)
+    async def turns_while(reading: Awaitable[Outcome]) -> tuple[Outcome, int]:
+        """What was read, and how often the loop turned meanwhile, so that others had their turn."""
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(turn)
+            outcome = await reading
+            group.cancel_scope.cancel()
+        return outcome, turns
+
+    @staticmethod
+    async def peak_of(reading: Awaitable[Outcome]) -> tuple[Outcome, int]:
+        """What was read, and the most bytes that were allocated meanwhile."""
+        gc.collect()
+        tracemalloc.start()
+        try:
+            outcome = await reading
+            return outcome, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.fixture(scope="session")
