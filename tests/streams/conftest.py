@@ -7,7 +7,6 @@ the SDK's own decoder. Waits end by what happens; their limits only keep a test 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import select
 import socket
@@ -534,7 +533,6 @@ class Wire:
     @staticmethod
     async def peak_of(reading: Awaitable[Outcome]) -> tuple[Outcome, int]:
         """What was read, and the most bytes that were allocated meanwhile."""
-        gc.collect()
         tracemalloc.start()
         try:
             outcome = await reading
