@@ -341,7 +341,14 @@ class Outcome:
 
     @property
     def text(self) -> str:
+        """All that was given out."""
         return "".join(self.texts)
+
+    @property
+    def partial(self) -> list[str]:
+        """The texts of the blocks that the error holds; none where it holds no message."""
+        message: Any = getattr(self.error, "partial", None)
+        return [] if message is None else [block.text for block in message.content if block.type == "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
