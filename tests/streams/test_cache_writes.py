@@ -31,7 +31,7 @@ def text(cache: dict[str, str] | None) -> dict[str, Any]:
 def asked_by(place: str, cache: dict[str, str]) -> dict[str, Any]:
     """A request that asks for caching in one place."""
     tool = {"name": "look", "description": "Look.", "input_schema": {"type": "object"}}
-    return {
+    asked: dict[str, dict[str, Any]] = {
         "at the top": {"cache_control": cache},
         "in the system prompt": {"system": [text(cache)]},
         "at a tool": {"tools": [{**tool, "cache_control": cache}]},
@@ -54,7 +54,8 @@ def asked_by(place: str, cache: dict[str, str]) -> dict[str, Any]:
             ],
             "tools": [tool],
         },
-    }[place]
+    }
+    return asked[place]
 
 
 PLACES = [
