@@ -457,8 +457,8 @@ def test_only_new_bytes_are_searched_for_other_line_ends(monkeypatch: pytest.Mon
             searched += len(pending) - start
             return pattern.search(pending, start)
 
-    pattern = sse._BLANK_LINE
-    monkeypatch.setattr(sse, "_BLANK_LINE", Counting())
+    pattern = sse._BLANK_LINES
+    monkeypatch.setattr(sse, "_BLANK_LINES", Counting())
     splitter = Splitter()
     splitter.feed(b"\r")
     for _ in range(1000):

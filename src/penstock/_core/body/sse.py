@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 __all__ = ["ServerSentEvent", "Splitter", "data_of", "decode", "field_of", "kind_of", "name_of"]
 
 _BOM: Final = b"\xef\xbb\xbf"
-# The second line end takes no \n after its \r: that \n may come with the next chunk, and is skipped in either case.
-_BLANK_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]")
+# A line end, and one or more blank lines. What is left of these in the next chunk is skipped there.
+_BLANK_LINES: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]+")
+_LINE_ENDS: Final = b"\r\n"
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _LONGEST_LINE_ENDS: Final = 4
 # A whole line that is neither data nor a name, and its end, where that can't be half of CRLF.
 _SAYS_NOTHING: Final = re.compile(rb"(?:(?<=[\r\n])|\A)(?!data|event)[^\r\n]+(?:\r\n|\n|\r(?=[^\n]))")
-_COMPACT_AT: Final = 64 * 1024
+_COMPACT_AT: Final = 16 * 1024
 _EVENT: Final = b"event: "
 _DATA: Final = b"\ndata: "
 _MOST_BYTES: Final = 64 * 1024 * 1024
@@ -233,7 +234,6 @@ class Splitter:
     """
 
     __slots__ = (
-        "_after_cr",
         "_any_line_ends",
         "_compact_at",
         "_max_event_bytes",
@@ -247,7 +247,6 @@ class Splitter:
         self._max_event_bytes = max_event_bytes
         self._pending = bytearray()
         self._position = 0
-        self._after_cr = False
         self._any_line_ends = False
         self._too_long = False
         self._compact_at = _COMPACT_AT
@@ -339,31 +338,26 @@ class Splitter:
         blocks = chunk.split(b"\n\n")
         pending += blocks.pop()
         for block in blocks:
-            self._take(block, events)
+            if block:
+                self._take(block, events)
             self._position += len(block) + 2
         self._bound(len(self._pending) - _LONGEST_LINE_ENDS)
 
     def _cut_at_any(self, chunk: bytes, events: list[bytes]) -> None:
         """Any line ends, after any chunk. Only new bytes are searched, so that tiny chunks stay linear in time."""
         pending = self._pending
-        searched = max(0, len(pending) - 2)
+        if not pending:
+            size = len(chunk)
+            chunk = chunk.lstrip(_LINE_ENDS)
+            self._position += size - len(chunk)
+        searched, start = max(0, len(pending) - 2), 0
         pending += chunk
-        start = self._skip_lf_after_cr(0)
-        while blank_line := _BLANK_LINE.search(pending, max(start, searched)):
-            self._take(bytes(pending[start : blank_line.start()]), events)
-            self._position += blank_line.end() - start
-            self._after_cr = pending[blank_line.end() - 1] == ord("\r")
-            start = self._skip_lf_after_cr(blank_line.end())
+        while blank_lines := _BLANK_LINES.search(pending, max(start, searched)):
+            self._take(bytes(pending[start : blank_lines.start()]), events)
+            self._position += blank_lines.end() - start
+            start = blank_lines.end()
         del pending[:start]
         self._compact()
-
-    def _skip_lf_after_cr(self, start: int) -> int:
-        if not self._after_cr or start == len(self._pending):
-            return start
-        self._after_cr = False
-        is_lf = self._pending[start] == ord("\n")
-        self._position += is_lf
-        return start + is_lf
 
     def _take(self, block: bytes, events: list[bytes]) -> None:
         self._bound(len(block))
