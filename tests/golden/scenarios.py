@@ -175,7 +175,7 @@ async def tool_loop(sdk: Any, simulator: Simulator) -> None:
                 async for _ in events:
                     pass
         except ToolLoopLimit as limit:
-            async with claude.tool_loop(limit.transcript, **more) as events:
+            async with claude.tool_loop(limit.transcript or [], **more) as events:
                 async for _ in events:
                     pass
 

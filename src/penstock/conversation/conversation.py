@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from penstock._core.models import check_system_turns
 from penstock.conversation import saved
-from penstock.conversation.limits import check_system_turns
 from penstock.conversation.options import SUMMARY_PROMPT, ConversationOptions
 from penstock.conversation.parts import Parts, checked_id, sdk_of
 from penstock.conversation.session import ConversationStatistics, Question, Session

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock._core.context import current_labels, labels
-from penstock._core.size import size_of
+from penstock._core.size import TokenRate, size_of
 from penstock._core.usage import NOTHING
 from penstock.costs.spending import WORTH_TOKENS, Spending
 from penstock.errors import InvalidHistory, StreamInterrupted
@@ -36,7 +36,6 @@ __all__ = ["Requests"]
 # The API reads the cache from at most 20 blocks before a mark: one on the user's last turn, and one where the last
 # request had it, however long the answer in between is.
 _MARKED_TURNS: Final = 2
-_PER_TOKEN: Final = 3.2
 
 
 class Requests:
@@ -76,7 +75,7 @@ class Requests:
         self._tools = list(tools)
         self.params = dict(params)
         self.spending = spending
-        self.of_reply = Spending(None, None)
+        self.of_reply = Spending()
 
     def __repr__(self) -> str:
         return f"<Requests of {self._options.model!r}>"
@@ -100,7 +99,7 @@ class Requests:
 
     def begin(self) -> None:
         """Count anew what the reply uses that is asked for now."""
-        self.of_reply = Spending(None, None)
+        self.of_reply = Spending()
 
     def open(
         self, turns: Sequence[Turn], *, input_tokens: int, max_tokens: int, at_least: int = 0, **more: Any
@@ -200,8 +199,10 @@ class Requests:
             self._add(model, usage, whole)
             return whole or (read if message is None else None)
         if usage != NOTHING:
-            written = 0.0 if message is None else size_of([block.to_dict() for block in message.content]).characters
-            output = max(usage.output_tokens, round(written / _PER_TOKEN))
+            written = (
+                0.0 if message is None else TokenRate().tokens(size_of([block.to_dict() for block in message.content]))
+            )
+            output = max(usage.output_tokens, round(written))
             self._add(model, replace(usage, output_tokens=output, estimated=True), None)
         return None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from penstock._core.size import CHARACTERS_PER_TOKEN
 from penstock._core.usage import Usage
 from penstock.conversation.functions import offered
 from penstock.conversation.options import ConversationOptions
@@ -77,7 +78,7 @@ class _Spent(_Part):
 class _Window(_Part):
     tokens: _Count = 0
     turns: _Count = 0
-    per_token: float = Field(default=3.2, ge=1, le=8)
+    per_token: float = Field(default=CHARACTERS_PER_TOKEN, ge=1, le=8)
 
 
 class _Flags(_Part):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Final
 
-from penstock._core.kind import model_version
-from penstock._core.size import Size, size_of
+from penstock._core.size import CHARACTERS_PER_TOKEN, Size, TokenRate, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,17 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenEstimate", "context_tokens"]
 
-# Until something is learned: as the newer tokenizers count.
-_PER_TOKEN: Final = 3.2
-_PRIOR_TOKENS: Final = 100.0
 _LEAST, _MOST = 1.0, 8.0
 # Estimates of new text are taken this much higher, so that the share of the window is kept.
 _MARGIN: Final = 1.1
 _TURN_TOKENS: Final = 4
 _TOOL_PROMPT_TOKENS: Final = 500
-# Media that are not in the request: an image costs at most that; a document, some pages of it.
-_REMOTE_IMAGE: Final = {False: 4784, True: 1568}
-_REMOTE_DOCUMENT: Final = 10_000
 
 
 class TokenEstimate:
@@ -59,7 +52,7 @@ class TokenEstimate:
         self._fixed = Size(size.characters, size.media_tokens + extra)
         self.tokens = 0
         self.turns = 0
-        self.per_token = _PER_TOKEN
+        self.per_token = CHARACTERS_PER_TOKEN
 
     def __repr__(self) -> str:
         return f"<TokenEstimate {self.tokens} tokens in {self.turns} turns, {self.per_token:.2f} characters a token>"
@@ -110,28 +103,15 @@ class TokenEstimate:
         size = [self._fixed, *(self._size(turn.content) for turn in _seen(sent))]
         characters = sum(each.characters for each in size)
         text_tokens = max(given - sum(each.media_tokens for each in size), given / 10)
-        learned = (characters + _PER_TOKEN * _PRIOR_TOKENS) / (text_tokens + _PRIOR_TOKENS)
-        self.per_token = min(max(learned, _LEAST), _MOST)
+        rate = TokenRate()
+        rate.learn(characters, text_tokens)
+        self.per_token = min(max(rate.per_token, _LEAST), _MOST)
 
     def _tokens(self, size: Size) -> float:
-        return size.characters / self.per_token + size.media_tokens
+        return TokenRate(self.per_token).tokens(size)
 
     def _size(self, content: Sequence[Block]) -> Size:
-        size = size_of([_readable(block) for block in content], self._model)
-        remote = sum(self._remote(block) for block in content)
-        return Size(size.characters, size.media_tokens + remote)
-
-    def _remote(self, block: Block) -> int:
-        """What media cost that the request only names."""
-        inner: str | list[Block] | Block | None = block.get("content")
-        if isinstance(inner, list):
-            return sum(self._remote(each) for each in inner)
-        source: str | dict[str, object] | None = block.get("source")
-        if not isinstance(source, dict) or source.get("type") not in ("url", "file"):
-            return 0
-        version = model_version(self._model)
-        low = version is not None and version < (4, 7)
-        return _REMOTE_IMAGE[low] if block["type"] == "image" else _REMOTE_DOCUMENT
+        return size_of(content, self._model)
 
 
 def _seen(turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -140,11 +120,6 @@ def _seen(turns: Sequence[Turn]) -> Sequence[Turn]:
         if any(block["type"] == "compaction" for block in turns[index].content):
             return turns[index:]
     return turns
-
-
-def _readable(block: Block) -> Block:
-    """A block without what is long and costs little: the signature of thinking."""
-    return {name: part for name, part in block.items() if name != "signature"}
 
 
 def context_tokens(message: Message | BetaMessage) -> tuple[int, int]:

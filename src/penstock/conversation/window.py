@@ -1,17 +1,21 @@
 """Keeping a history within its share of the window.
 
 The rule here: rarely and deep. Below `trim_at` of the window nothing is touched, because a changed beginning loses the
-prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called.
+prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called. How
+large the window is, the Models API is asked; no failure of it is anyone's, because the table of models answers instead.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anthropic
+import anyio
 
-from penstock.conversation.limits import asked_limits, known_limits
+from penstock._core.models import known
 from penstock.conversation.summary import summarize
 from penstock.conversation.trim import trim
 from penstock.errors import ContextOverflow
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from penstock._core.models import Model
     from penstock.conversation.options import ConversationOptions
     from penstock.conversation.requests import Requests
     from penstock.conversation.token_estimate import TokenEstimate
@@ -36,6 +41,10 @@ _NOTE_TOKENS: Final = 50
 _WORTH: Final = 0.8
 _COMPACTION: Final = "compact-2026-01-12"
 _LEAST_TRIGGER: Final = 50_000
+_ASK_WITHIN_S: Final = 5.0
+_MOST_MODELS: Final = 256
+# By address of the API and model; one that the API doesn't know, or an API without the list, is kept as the table's.
+_answers: OrderedDict[tuple[str, str], Model] = OrderedDict()
 _logger: Final = logging.getLogger("penstock")
 
 
@@ -58,7 +67,7 @@ class Window:
         self._asked = False
         # The last summary, and of what: if what is asked with it fails, it is not paid for again.
         self._summarized: tuple[tuple[Turn, ...], str] = ((), "")
-        self.limits = known_limits(options.model)
+        self.limits = known(options.model)
 
     def __repr__(self) -> str:
         return f"<Window of {self.window_tokens} tokens>"
@@ -130,7 +139,7 @@ class Window:
         wanted = options.window_tokens is None and measured > _ASK_FROM_TOKENS
         if not self._asked and (wanted or options.overflow == "compaction"):
             self._asked = True
-            self.limits = await asked_limits(self._sdk, options.model)
+            self.limits = await asked(self._sdk, options.model)
 
     def more(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters by which the API compacts the history."""
@@ -143,3 +152,54 @@ class Window:
             "betas": [*(params.get("betas") or ()), _COMPACTION],
             "context_management": {**managed, "edits": [*managed.get("edits", ()), edit]},
         }
+
+
+# The Models API
+
+
+async def asked(sdk: AsyncAnthropic, model: str) -> Model:
+    """Return the Models API's limits, asked for once in the life of the process; the table's where it has none."""
+    key = (str(getattr(sdk, "base_url", "")), model)
+    if key in _answers:
+        _answers.move_to_end(key)
+        return _answers[key]
+    limits, final = await _ask(sdk, model)
+    if final:
+        _answers[key] = limits
+        if len(_answers) > _MOST_MODELS:
+            _answers.popitem(last=False)
+    return limits
+
+
+async def _ask(sdk: AsyncAnthropic, model: str) -> tuple[Model, bool]:
+    """Return the limits, and whether asking again would bring the same."""
+    table = known(model)
+    models = getattr(sdk, "models", None)
+    if models is None:
+        return table, True
+    try:
+        with anyio.move_on_after(_ASK_WITHIN_S):
+            return _limits_in(await models.retrieve(model), table), True
+    except anthropic.APIStatusError as error:
+        return table, 400 <= error.status_code < 500 and error.status_code not in (408, 409, 429)
+    except (anthropic.AnthropicError, ValueError):
+        # What stands between may answer what is no JSON.
+        return table, False
+    return table, False
+
+
+def _limits_in(info: object, table: Model) -> Model:
+    """What stands between may also answer a page, or JSON of its own."""
+    managed: Any = getattr(getattr(info, "capabilities", None), "context_management", None)
+    compaction = getattr(managed, "compact_20260112", None)
+    return replace(
+        table,
+        window_tokens=_count(info, "max_input_tokens", table.window_tokens),
+        max_output_tokens=_count(info, "max_tokens", table.max_output_tokens),
+        compacts=table.compacts if managed is None else bool(getattr(compaction, "supported", False)),
+    )
+
+
+def _count(info: object, name: str, otherwise: int) -> int:
+    found: object = getattr(info, name, None)
+    return found if isinstance(found, int) and found > 0 else otherwise

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 from pydantic import Field
 
 from penstock._core.options import Options
+from penstock._core.usage import Usage
+from penstock.costs.spending import Spending
 from penstock.errors import ToolLoopLimit, UnknownTool
-from penstock.tools.outcome import Bill, ToolRun
+from penstock.tools.outcome import ToolRun
 from penstock.tools.transcript import Prompt, Transcript
 
 if TYPE_CHECKING:
-    from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.content import Result
     from penstock.tools.events import ToolCall
@@ -111,7 +112,7 @@ class LoopState:
 
     Attributes:
         transcript: The messages.
-        bill: What the replies used.
+        spending: What the replies used.
         iterations: Replies so far.
         tool_calls: Calls answered so far.
         container: Where code that the model ran on the server goes on; `None` if it ran none.
@@ -122,7 +123,7 @@ class LoopState:
 
     def __init__(self, prompt: Prompt, tools: Tools, options: ToolOptions) -> None:
         self.transcript = Transcript(prompt)
-        self.bill = Bill()
+        self.spending = Spending()
         self.iterations = 0
         self.tool_calls = 0
         self.container: str | None = None
@@ -148,7 +149,7 @@ class LoopState:
         """Note a reply."""
         reason = message.stop_reason
         self.iterations += 1
-        self.bill.add(message)
+        self.spending.add(message.model, Usage.from_message(message), message)
         if message.container is not None:
             self.container = message.container.id
         if reason != "refusal":
@@ -161,7 +162,7 @@ class LoopState:
 
     def broke_off(self, usage: Usage, model: str) -> None:
         """Note a reply that is asked for again."""
-        self.bill.add_broken(usage, model)
+        self.spending.add(model, usage)
 
     def answered(self, call: ToolCall, result: Result) -> None:
         """Note the result of a call."""
@@ -211,9 +212,9 @@ class LoopState:
         options = self._options
         if self.iterations >= options.max_iterations:
             return f"max_iterations={options.max_iterations}"
-        if options.max_total_tokens is not None and self.bill.usage.total_tokens >= options.max_total_tokens:
+        if options.max_total_tokens is not None and self.spending.usage.total_tokens >= options.max_total_tokens:
             return f"max_total_tokens={options.max_total_tokens}"
-        if options.max_cost_usd is not None and self.bill.cost_usd >= options.max_cost_usd:
+        if options.max_cost_usd is not None and self.spending.cost_usd >= options.max_cost_usd:
             return f"max_cost_usd={options.max_cost_usd}"
         if options.max_seconds is not None and now - self._began >= options.max_seconds:
             return f"max_seconds={options.max_seconds:g}"
@@ -238,6 +239,6 @@ class LoopState:
             transcript=self.transcript.valid,
             iterations=self.iterations,
             tool_calls=self.tool_calls,
-            usage=self.bill.usage,
-            _bill=self.bill,
+            usage=self.spending.usage,
+            _spending=self.spending,
         )
