@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ToolRuns", "check_transcript"]
 
-MODELS = ("claude-sonnet-5-5", "claude-haiku-5-5", "claude-opus-4-5")
+MODELS = ("claude-sonnet-5-5", "claude-haiku-5-5", "claude-haiku-4-5")
 FAULTS = ("overloaded", "reset", "stream_error_after_content", "stream_drop_after_content", "no_message_stop", "stall")
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 VALUES: tuple[Any, ...] = (
@@ -176,7 +176,7 @@ class ToolRuns:
     def _script(self) -> None:
         rng = self._rng
         blocks: list[dict[str, Any]] = []
-        if rng.random() < 0.3 and self._model != "claude-opus-4-5":
+        if rng.random() < 0.3 and self._model != "claude-haiku-4-5":
             blocks.append({"type": "thinking"})
         if rng.random() < 0.5:
             blocks.append({"type": "text", "text": "Let me see."})

@@ -7,7 +7,7 @@ from anthropic.types import Message, TextBlock, ToolUseBlock
 
 from penstock import InvalidHistory
 from penstock.tools.content import Result
-from penstock.tools.transcript import Transcript, message_params
+from penstock.tools.transcript import Transcript
 
 ASKED = {"role": "user", "content": "Hello"}
 CALLS: list[dict[str, Any]] = [
@@ -18,6 +18,11 @@ CALLS: list[dict[str, Any]] = [
 RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}
 INTERRUPTED = "Not run: the conversation was interrupted."
 BEGUN = "Interrupted: the tool had begun, and whether it has done its work is not known."
+
+
+def message_params(prompt: Any) -> Any:
+    """The messages that a prompt stands for."""
+    return Transcript(prompt).to_send
 
 
 def answers(transcript: Transcript) -> Any:
@@ -65,18 +70,20 @@ class TestPrompt:
             (["Hello"], "prompt.0"),
             ([{"type": "text", "text": "a"}, 3], "prompt.1"),
             ([{"type": 3}], "prompt.0"),
-            ([ASKED, {"role": "tool", "content": "x"}], "messages.1.role"),
-            ([ASKED, "Hello"], "messages.1.role"),
+            ([ASKED, {"role": "tool", "content": "x"}], "messages.1"),
+            ([ASKED, "Hello"], "messages.1"),
+            ([{"role": "assistant", "content": "Hi"}], "messages.0"),
+            ([{"role": "system", "content": "Be kind."}], "messages.0"),
             ([ASKED, {"role": "user"}], "messages.1.content"),
             ([ASKED, {"role": "user", "content": 3}], "messages.1.content"),
             ([ASKED, {"role": "user", "content": b"x"}], "messages.1.content"),
-            ([ASKED, {"role": "user", "content": {"type": "text"}}], "messages.1.content"),
+            ([ASKED, {"role": "user", "content": {"type": "text"}}], "messages.1.content.0.text"),
             ([ASKED, {"role": "user", "content": [CALLS[0], {"text": "x"}]}], "messages.1.content.1"),
             ([{"role": "user", "content": ["x"]}], "messages.0.content.0"),
             ([{"role": "user", "content": ""}], "messages.0.content"),
             ([ASKED, {"role": "assistant", "content": []}], "messages.1.content"),
-            ([ASKED, {"role": "assistant", "content": "Hi", "tool_calls": []}], "messages.1.tool_calls"),
-            ([{"role": "user", "content": "Hi", "name": "me"}], "messages.0.name"),
+            ([ASKED, {"role": "assistant", "content": "Hi", "tool_calls": []}], "messages.1"),
+            ([{"role": "user", "content": "Hi", "name": "me"}], "messages.0"),
         ],
     )
     def test_what_is_none_is_refused_with_its_place(self, prompt: Any, place: str) -> None:
@@ -150,7 +157,6 @@ class TestCalls:
         assert Transcript(messages).unanswered == []
         assert Transcript(messages).valid == messages
         assert Transcript([ASKED, {"role": "assistant", "content": "Hi"}]).unanswered == []
-        assert Transcript([{"role": "assistant", "content": "Hi"}]).unanswered == []
 
     @pytest.mark.parametrize("place", [0, 1])
     def test_a_turn_that_is_answered_in_part_is_taken_up(self, place: int) -> None:
@@ -184,14 +190,17 @@ class TestCalls:
                 "tool calls toolu_2 are not answered",
             ),
             ([{"role": "system", "content": "Be brief."}], "tool calls toolu_1, toolu_2 are not answered"),
-            ([{"role": "user", "content": [{**RESULT, "tool_use_id": "toolu_3"}]}], "answers toolu_3, which is no"),
+            (
+                [{"role": "user", "content": [{**RESULT, "tool_use_id": "toolu_3"}]}],
+                "a tool_result for toolu_3, which is no",
+            ),
         ],
     )
     def test_calls_that_can_no_longer_be_answered_are_refused_with_their_place(self, then: Any, says: str) -> None:
         """As are answers to no call; nothing is run twice for want of a name."""
         with pytest.raises(InvalidHistory, match=says) as caught:
             Transcript([ASKED, {"role": "assistant", "content": CALLS}, *then])
-        assert caught.value.place == f"messages.{1 + len(then)}"
+        assert caught.value.place == "messages.2"
 
     def test_nothing_said_is_not_added(self) -> None:
         """The API takes no empty message."""

@@ -43,6 +43,14 @@ class ToolRun:
     _spending: Spending = field(repr=False, compare=False)
 
     @property
+    def container(self) -> str | None:
+        """Id of the container of code execution that the transcript goes on in; `None` if there is none.
+
+        The transcript knows it as long as it is not copied; else give it along, `container=run.container`.
+        """
+        return getattr(self.transcript, "container", None)
+
+    @property
     def text(self) -> str:
         """The text of the last reply; empty if it has none."""
         return "".join(block.text for block in self.message.content if block.type == "text")
