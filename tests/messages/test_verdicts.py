@@ -1,4 +1,4 @@
-"""One verdict on a history, whoever keeps it: a conversation, a tool loop, a conversation that was saved; and the API's.
+"""One verdict on a history, whoever keeps it: a conversation, a tool loop, a saved conversation; and the API's.
 
 Each history is given to all three. What they take is sent, and the simulated API takes it; what they refuse, it
 refuses too, but where it says otherwise here.
@@ -27,17 +27,39 @@ HI: Final[dict[str, Any]] = {"role": "assistant", "content": "Hi"}
 TEXT: Final[dict[str, Any]] = {"type": "text", "text": "x"}
 CALL: Final[dict[str, Any]] = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 SEARCH: Final[dict[str, Any]] = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
-FOUND: Final[dict[str, Any]] = {"type": "web_search_tool_result", "tool_use_id": "s", "content": [
-    {"type": "web_search_result", "url": "https://a.example", "title": "A", "encrypted_content": "x", "page_age": None}]}  # fmt: skip
+FOUND: Final[dict[str, Any]] = {
+    "type": "web_search_tool_result",
+    "tool_use_id": "s",
+    "content": [
+        {
+            "type": "web_search_result",
+            "url": "https://a.example",
+            "title": "A",
+            "encrypted_content": "x",
+            "page_age": None,
+        }
+    ],
+}
 THOUGHT: Final[dict[str, Any]] = {"type": "thinking", "thinking": "", "signature": "s"}
 CITED: Final[dict[str, Any]] = {
-    "type": "char_location", "cited_text": "x", "document_index": 0, "document_title": None, "file_id": None,
-    "start_char_index": 0, "end_char_index": 1,
-}  # fmt: skip
+    "type": "char_location",
+    "cited_text": "x",
+    "document_index": 0,
+    "document_title": None,
+    "file_id": None,
+    "start_char_index": 0,
+    "end_char_index": 1,
+}
 FULL: Final[dict[str, Any]] = {
-    "id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "stop_reason": "end_turn",
-    "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}, "content": [TEXT],
-}  # fmt: skip
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": MODEL,
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+    "content": [TEXT],
+}
 
 
 def said(*blocks: Any) -> dict[str, Any]:
@@ -81,23 +103,55 @@ TAKEN: Final[dict[str, list[Any]]] = {
     "two answers in a row": [HELLO, HI, said(TEXT)],
     "two questions in a row": [HELLO, HELLO, HI],
     "an answer of the SDK's": [HELLO, answer(TextBlock(type="text", text="x", citations=None))],
-    "an answer of the beta's": [HELLO, BetaMessage.construct(**{**FULL, "content": [BetaTextBlock(type="text", text="x")]})],
+    "an answer of the beta's": [
+        HELLO,
+        BetaMessage.construct(**{**FULL, "content": [BetaTextBlock(type="text", text="x")]}),
+    ],
     "an answer stored whole": [HELLO, Message.model_validate(FULL).model_dump()],
     "an answer stored as it came": [HELLO, Message.model_validate(FULL).to_dict()],
     "an answer stored as JSON": [HELLO, json.loads(Message.model_validate(FULL).model_dump_json())],
     "blocks of the SDK's": [HELLO, said(ThinkingBlock(type="thinking", thinking="", signature="s"), TEXT)],
-    "one block that is no list": [{"role": "user", "content": TEXT}, {"role": "assistant", "content": TextBlock(**TEXT)}],
+    "one block that is no list": [
+        {"role": "user", "content": TEXT},
+        {"role": "assistant", "content": TextBlock(**TEXT)},
+    ],
     "blocks from an iterator": [{"role": "user", "content": iter([TEXT])}, {"role": "assistant", "content": (TEXT,)}],
     "an empty text beside a call": [HELLO, said({**TEXT, "text": ""}, CALL), told(*result("a")), HI],
-    "an empty text of the SDK's": [HELLO, answer(TextBlock(type="text", text=""), ToolUseBlock(**CALL)), told(*result("a")), HI],
+    "an empty text of the SDK's": [
+        HELLO,
+        answer(TextBlock(type="text", text=""), ToolUseBlock(**CALL)),
+        told(*result("a")),
+        HI,
+    ],
     "space beside a call": [HELLO, said({**TEXT, "text": " \n"}, CALL), told(*result("a")), HI],
     "an empty text behind thinking": [HELLO, said(THOUGHT, TEXT, {**TEXT, "text": ""})],
-    "nulls": [HELLO, said({**TEXT, "citations": None, "cache_control": None}, {**CALL, "caller": None}), told(*result("a"))],
+    "nulls": [
+        HELLO,
+        said({**TEXT, "citations": None, "cache_control": None}, {**CALL, "caller": None}),
+        told(*result("a")),
+    ],
     "nulls in an input": [HELLO, call("a", input={"b": None, "c": [None]}), told(*result("a")), HI],
     "a cited document without a title": [HELLO, said({**TEXT, "citations": [CITED]})],
-    "a citation of the SDK's": [HELLO, answer(TextBlock(type="text", text="x", citations=[CitationCharLocation(**CITED)]))],
-    "a citation that lost its nulls": [HELLO, said({**TEXT, "citations": [
-        {"type": "web_search_result_location", "cited_text": "x", "encrypted_index": "y", "url": "https://a.example"}]})],
+    "a citation of the SDK's": [
+        HELLO,
+        answer(TextBlock(type="text", text="x", citations=[CitationCharLocation(**CITED)])),
+    ],
+    "a citation that lost its nulls": [
+        HELLO,
+        said(
+            {
+                **TEXT,
+                "citations": [
+                    {
+                        "type": "web_search_result_location",
+                        "cited_text": "x",
+                        "encrypted_index": "y",
+                        "url": "https://a.example",
+                    }
+                ],
+            }
+        ),
+    ],
     "structured output": [HELLO, said({**TEXT, "parsed_output": {"a": 1}})],
     "half a character in an answer": [HELLO, said({**TEXT, "text": "x\ud83d"})],
     "half a character in a text": [HELLO, {"role": "assistant", "content": "\ude00"}],
@@ -113,7 +167,11 @@ TAKEN: Final[dict[str, list[Any]]] = {
     "an input that is too deep": [HELLO, call("a", input={"x": nested(150)}), told(*result("a")), HI],
     "an input without an end": [HELLO, call("a", input={"x": nested(50_000)}), told(*result("a")), HI],
     "an input with a number too long": [HELLO, call("a", input={"x": 10**5000}), told(*result("a")), HI],
-    "an input of the SDK's that is a list": [HELLO, answer(ToolUseBlock.construct(**{**CALL, "input": ["x"]})), told(*result("a"))],
+    "an input of the SDK's that is a list": [
+        HELLO,
+        answer(ToolUseBlock.construct(**{**CALL, "input": ["x"]})),
+        told(*result("a")),
+    ],
     "results in another order": [HELLO, call("a", "b"), told(*result("b", "a")), HI],
     "results in several messages": [HELLO, call("a", "b"), told(*result("b")), told(*result("a"), TEXT), HI],
     "results and more": [HELLO, call("a"), told(*result("a", content=[TEXT], is_error=False), TEXT), HI],
@@ -125,9 +183,12 @@ TAKEN: Final[dict[str, list[Any]]] = {
     "a search in two messages": [HELLO, said(SEARCH), said(FOUND, TEXT)],
     "thinking that is empty": [HELLO, said(THOUGHT, TEXT)],
     "thinking that is hidden": [HELLO, said({"type": "redacted_thinking", "data": "d"}, TEXT)],
-    "a compaction that failed": [HELLO, answer(BetaCompactionBlock.construct(type="compaction", content=None), TextBlock(**TEXT))],
+    "a compaction that failed": [
+        HELLO,
+        answer(BetaCompactionBlock.construct(type="compaction", content=None), TextBlock(**TEXT)),
+    ],
     "marks of the cache": [told({**TEXT, "cache_control": {"type": "ephemeral"}}), HI],
-}  # fmt: skip
+}
 
 # What is not taken: by name, the history; where; what is said of it.
 REFUSED: Final[dict[str, tuple[list[Any], str, str]]] = {
@@ -151,36 +212,78 @@ REFUSED: Final[dict[str, tuple[list[Any], str, str]]] = {
     "an answer first": ([HI, HELLO], "messages.0", "must be the user's"),
     "fields of another SDK": ([HELLO, {**HI, "tool_calls": []}], "messages.1", "tool_use blocks"),
     "a field of no SDK": ([{**HELLO, "name": "Ann"}], "messages.0", "the field 'name'"),
-    "an image of another SDK": ([told({"type": "image_url", "image_url": {}})], "messages.0.content.0", "`penstock.image`"),
+    "an image of another SDK": (
+        [told({"type": "image_url", "image_url": {}})],
+        "messages.0.content.0",
+        "`penstock.image`",
+    ),
     "a call of the user's": ([told(CALL)], "messages.0.content.0", "role 'user'"),
     "an answer with results": ([HELLO, call("a"), said(*result("a"))], "messages.2.content.0", "role 'assistant'"),
-    "a document in an answer": ([HELLO, said({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}})],
-                                "messages.1.content.0", "role 'assistant'"),
-    "thinking without a signature": ([HELLO, said({"type": "thinking", "thinking": ""})], "messages.1.content.0.signature", "must be"),
+    "a document in an answer": (
+        [HELLO, said({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}})],
+        "messages.1.content.0",
+        "role 'assistant'",
+    ),
+    "thinking without a signature": (
+        [HELLO, said({"type": "thinking", "thinking": ""})],
+        "messages.1.content.0.signature",
+        "must be",
+    ),
     "a call without an id": ([HELLO, said({**CALL, "id": None})], "messages.1.content.0.id", "must be a text"),
     "a call with an empty name": ([HELLO, said({**CALL, "name": ""})], "messages.1.content.0.name", "is empty"),
     "two calls with one id": ([HELLO, call("a", "a"), told(*result("a"))], "messages.1", "the same id"),
-    "one id in two messages of a turn": ([HELLO, call("a"), call("a"), told(*result("a"))], "messages.1", "the same id"),
+    "one id in two messages of a turn": (
+        [HELLO, call("a"), call("a"), told(*result("a"))],
+        "messages.1",
+        "the same id",
+    ),
     "a call that nothing answers": ([HELLO, call("a"), HELLO], "messages.2", "a are not answered"),
     "a call answered in part": ([HELLO, call("a", "b"), told(*result("a")), HI], "messages.2", "b are not answered"),
-    "a call answered in part, and more": ([HELLO, call("a", "b"), told(*result("a"), TEXT)], "messages.2", "b are not answered"),
+    "a call answered in part, and more": (
+        [HELLO, call("a", "b"), told(*result("a"), TEXT)],
+        "messages.2",
+        "b are not answered",
+    ),
     "a result behind a text": ([HELLO, call("a"), told(TEXT, *result("a"))], "messages.2", "before any other block"),
     "a result of no call": ([told(*result("a"))], "messages.0", "no tool call"),
     "a result of another call": ([HELLO, call("a"), told(*result("a", "b"))], "messages.2", "no tool call"),
-    "a result of an earlier call": ([HELLO, call("a"), told(*result("a")), HI, told(*result("a"))], "messages.4", "no tool call"),
+    "a result of an earlier call": (
+        [HELLO, call("a"), told(*result("a")), HI, told(*result("a"))],
+        "messages.4",
+        "no tool call",
+    ),
     "two results of one call": ([HELLO, call("a"), told(*result("a", "a"))], "messages.2", "twice"),
-    "a result that is a number": ([HELLO, call("a"), told(*result("a", content=7))], "messages.2.content.0.content", "a text or a list"),
-    "a system turn within a call": ([HELLO, call("a"), {"role": "system", "content": "x"}], "messages.2", "not answered"),
-    "a system turn with an image": ([HELLO, HI, {"role": "system", "content": [{"type": "image"}]}], "messages.2.content.0", "'system'"),
+    "a result that is a number": (
+        [HELLO, call("a"), told(*result("a", content=7))],
+        "messages.2.content.0.content",
+        "a text or a list",
+    ),
+    "a system turn within a call": (
+        [HELLO, call("a"), {"role": "system", "content": "x"}],
+        "messages.2",
+        "not answered",
+    ),
+    "a system turn with an image": (
+        [HELLO, HI, {"role": "system", "content": [{"type": "image"}]}],
+        "messages.2.content.0",
+        "'system'",
+    ),
     "a number that is not finite": ([told({"type": "hologram", "x": math.inf})], "messages.0.content.0.x", "a float"),
     "a name that is a number": ([told({"type": "hologram", "x": {7: 8}})], "messages.0.content.0.x", "int as the name"),
     "nesting without an end": ([told({"type": "hologram", "x": nested(5000)})], "", "too deeply"),
-}  # fmt: skip
+}
 # The simulated API doesn't look so closely, or it never comes so far.
 NOT_LOOKED_AT: Final = {
-    "role system first", "an answer first", "a number that is not finite", "a name that is a number", "nesting without an end",
-    "a system turn with an image", "a call with an empty name", "content in bytes", "a document in an answer",
-}  # fmt: skip
+    "role system first",
+    "an answer first",
+    "a number that is not finite",
+    "a name that is a number",
+    "nesting without an end",
+    "a system turn with an image",
+    "a call with an empty name",
+    "content in bytes",
+    "a document in an answer",
+}
 
 
 class Recorder(httpx2.AsyncBaseTransport):
@@ -205,9 +308,12 @@ async def accepted(messages: Any) -> Any:
         api_key="k", base_url="http://a.invalid", http_client=http, max_retries=0
     ) as sdk:
         await sdk.messages.create(
-            model=MODEL, max_tokens=50, messages=messages, thinking={"type": "adaptive"},
+            model=MODEL,
+            max_tokens=50,
+            messages=messages,
+            thinking={"type": "adaptive"},
             extra_headers={"anthropic-beta": "compact-2026-01-12"},
-        )  # fmt: skip
+        )
     return recorder.messages
 
 
@@ -218,8 +324,10 @@ def saved_as(turns: list[Any]) -> str:
 
 def fresh(messages: list[Any]) -> list[Any]:
     """The same, with iterators that nobody has read."""
-    return [{**each, "content": iter([TEXT])} if hasattr(each, "get") and hasattr(each.get("content"), "__next__") else each
-            for each in messages]  # fmt: skip
+    return [
+        {**each, "content": iter([TEXT])} if hasattr(each, "get") and hasattr(each.get("content"), "__next__") else each
+        for each in messages
+    ]
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -241,8 +349,10 @@ def without_marks(message: Any) -> Any:
     """A message with its texts as blocks, and without the marks of the cache, as conversations keep it."""
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {"role": message["role"], "content": [
-        {key: value for key, value in block.items() if key != "cache_control"} for block in blocks]}  # fmt: skip
+    return {
+        "role": message["role"],
+        "content": [{key: value for key, value in block.items() if key != "cache_control"} for block in blocks],
+    }
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -327,7 +437,8 @@ async def test_a_conversation_goes_on_from_calls_that_are_answered_in_part() -> 
     """The rest is answered by the next `send`, and nothing else can be said before."""
     simulator = Simulator()
     async with simulator.client() as sdk:
-        chat = Conversation(sdk, model=MODEL, messages=[HELLO, call("a", "b"), told(*result("b"))])
+        history: Any = [HELLO, call("a", "b"), told(*result("b"))]
+        chat = Conversation(sdk, model=MODEL, messages=history)
         for content in ("", "Never mind"):
             with pytest.raises(InvalidHistory):
                 await chat.send(content)

@@ -25,6 +25,12 @@ def message_params(prompt: Any) -> Any:
     return Transcript(prompt).to_send
 
 
+def said(transcript: Transcript) -> Any:
+    """The first block of the last message."""
+    messages: Any = transcript.to_send
+    return messages[-1]["content"][0]
+
+
 def answers(transcript: Transcript) -> Any:
     """The last message of what can be sent."""
     return transcript.valid[-1]["content"]
@@ -133,7 +139,8 @@ class TestCalls:
         transcript = Transcript("Hello")
         transcript.add_reply(CALLS[:2])
         transcript.unanswered[0].input["a"].append(2)
-        assert transcript.to_send[-1]["content"][1]["input"] == {"a": [1]}
+        messages: Any = transcript.to_send
+        assert messages[-1]["content"][1]["input"] == {"a": [1]}
         assert transcript.turn == [("one", {"a": [1]}, None)]
 
     def test_calls_at_the_end_of_a_prompt_are_unanswered(self) -> None:
@@ -169,7 +176,7 @@ class TestCalls:
         transcript.answer(call, Result(content="y"))
         transcript.close_turn()
         assert [message["role"] for message in transcript.to_send] == ["user", "assistant", "user"]
-        answered = transcript.to_send[-1]["content"]
+        answered = message_params(transcript.to_send)[-1]["content"]
         assert [block["tool_use_id"] for block in answered] == ["toolu_1", "toolu_2"]
         assert [block.get("is_error", False) for block in answered] == [place == 0, place == 1]
 
@@ -216,7 +223,7 @@ class TestCalls:
         transcript = Transcript("Hello")
         transcript.add_reply([{**CALLS[1], "input": given}])
         assert transcript.unanswered[0].input == taken
-        assert transcript.to_send[-1]["content"][0]["input"] == taken
+        assert said(transcript)["input"] == taken
 
     def test_what_is_given_out_may_be_changed(self) -> None:
         """The caller's own lists are no part of it."""

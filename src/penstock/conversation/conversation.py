@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
 import anthropic
@@ -19,7 +20,7 @@ from penstock.conversation.options import SUMMARY_PROMPT, ConversationOptions
 from penstock.conversation.session import ConversationStatistics, Question, Session
 from penstock.conversation.stream import ConversationStream
 from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt, same_prompt
-from penstock.messages.history import check_roles, open_calls, turns_of
+from penstock.messages.history import check_roles, container_in, open_calls, turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -142,7 +143,9 @@ class Conversation:
         }
         options = ConversationOptions.model_validate(given(told))
         more = given({"max_iterations": max_iterations, **params})
-        turns = turns_of(given_or(messages, ()))
+        # Read twice.
+        history = list(messages) if isinstance(messages, Iterator) else given_or(messages, ())
+        turns = turns_of(history)
         check_roles(turns, model)
         self._session = Session.of(
             sdk_of(client),
@@ -153,6 +156,8 @@ class Conversation:
             params=more,
             turns=turns,
         )
+        if container := container_in(history):
+            self._session.requests.container = (container, None)
 
     @classmethod
     def _of(cls, session: Session) -> Self:

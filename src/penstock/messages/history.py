@@ -339,8 +339,8 @@ def _check_result(content: object, at: str) -> None:
 
 
 def container_in(messages: Iterable[object]) -> str | None:
-    """Return the container of the last answer of the SDK's that names one."""
-    found = None
+    """Return the container that a history goes on in: of its last answer that names one, or the transcript's own."""
+    found: str | None = getattr(messages, "container", None)
     for message in messages:
         if isinstance(message, BaseModel):
             found = getattr(getattr(message, "container", None), "id", None) or found

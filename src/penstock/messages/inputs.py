@@ -48,7 +48,7 @@ class ToolInputs:
         index = event.get("index")
         self._texts[index] = text = _joined(self._texts.get(index, ""), piece)
         held = _joined(self._held.pop(index, ""), piece)
-        if text.strip() and not _begins_json(text):
+        if text and not _begins_json(text):
             self._held[index] = held
             return None
         return (

@@ -153,7 +153,7 @@ def prompt_turns(prompt: Prompt | tuple[Turn, ...]) -> tuple[list[Turn], str | N
     if not _is_message(items[0]):
         return [Turn(role="user", content=given_blocks(items, "prompt"))], None
     turns = turns_of(items, as_given=True)
-    return list(turns), getattr(prompt, "container", None) or container_in(items)
+    return list(turns), container_in(prompt if isinstance(prompt, list) else items)
 
 
 def _is_message(item: object) -> bool:
