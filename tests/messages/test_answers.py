@@ -87,7 +87,11 @@ def event(**data: Any) -> bytes:
 
 def opening(block: dict[str, Any]) -> dict[str, Any]:
     """How a block begins."""
-    empty: dict[str, Any] = {"text": {"text": "", "citations": None}, "tool_use": {"input": {}}, "server_tool_use": {"input": {}}}
+    empty: dict[str, Any] = {
+        "text": {"text": "", "citations": None},
+        "tool_use": {"input": {}},
+        "server_tool_use": {"input": {}},
+    }
     return {**{name: part for name, part in block.items() if name != "pieces"}, **empty.get(block["type"], {})}
 
 

@@ -229,9 +229,10 @@ def tool_input(value: object) -> Block:
     """
     if value is None:
         return {}
-    if isinstance(value, dict):
+    fields = value
+    if isinstance(fields, dict):
         try:
-            return cast("Block", plain(cast("object", value), "input", lone="replace"))
+            return cast("Block", plain(cast("object", fields), "input", lone="replace"))
         except InvalidHistory:
             pass
     return wrapped(_written(value))
@@ -244,7 +245,7 @@ def wrapped(text: str) -> Block:
 
 def is_wrapped(given: Mapping[str, object]) -> bool:
     """Whether an input was wrapped, here or by who brought the history: no tool is to run with it."""
-    return given.keys() == {_INVALID}
+    return list(given) == [_INVALID]
 
 
 def _written(value: object) -> str:

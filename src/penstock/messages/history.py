@@ -356,6 +356,7 @@ def container_param(wanted: object, found: str | None) -> object:
     """
     if found is None:
         return wanted
-    if isinstance(wanted, Mapping) and not cast("Mapping[str, object]", wanted).get("id"):
-        return {**cast("Mapping[str, object]", wanted), "id": found}
+    skills = wanted
+    if isinstance(skills, Mapping) and not cast("Mapping[str, object]", skills).get("id"):
+        return {**cast("Mapping[str, object]", skills), "id": found}
     return found if wanted is None else wanted
