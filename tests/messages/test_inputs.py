@@ -42,6 +42,7 @@ def streamed(*pieces: str, stop_reason: str = "tool_use") -> Any:
         taken = inputs.taken(event)
         if taken is not None:
             message = accumulate_event(event=_of(taken), current_snapshot=message, json_bufs=buffers)
+    inputs.mend(message.content)
     inputs.mend(message.content, stop_reason)
     assert repr(inputs) == f"<ToolInputs of {bool(pieces):d} calls>"
     return message.content[0].input

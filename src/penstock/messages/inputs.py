@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ToolInputs"]
 
-# An answer that ended so may have been cut off within its input.
-_CUT_OFF: Final = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
+# An answer that ended so may have been cut off within its input; `None`: it has not ended.
+_CUT_OFF: Final = frozenset({None, "max_tokens", "model_context_window_exceeded", "refusal"})
 
 
 class ToolInputs:
@@ -55,12 +55,12 @@ class ToolInputs:
             event if held == piece else {**event, "delta": {**cast("dict[str, object]", delta), "partial_json": held}}
         )
 
-    def mend(self, content: Sequence[Any], stop_reason: object) -> None:
-        """Give calls whose input is no JSON one that says so, when the answer ends.
+    def mend(self, content: Sequence[Any], stop_reason: str | None = None) -> None:
+        """Give calls whose input is no JSON one that says so, when a block or the answer ends.
 
         Args:
             content: The blocks as the SDK has accumulated them; changed in place.
-            stop_reason: Why it ended. Input that may be cut off stays as it is.
+            stop_reason: Why the answer ended. Input that may be cut off stays as it is.
         """
         for index, text in self._texts.items():
             if not text.strip() or _is_json(text) or (stop_reason in _CUT_OFF and index not in self._held):
