@@ -20,9 +20,8 @@ from penstock.conversation.functions import OF_LOOP, offered
 from penstock.conversation.options import checked_params
 from penstock.conversation.reply import Draft, Reply
 from penstock.conversation.requests import Requests
-from penstock.conversation.token_estimate import TokenEstimate
 from penstock.conversation.turn_lock import TurnLock
-from penstock.conversation.window import Window
+from penstock.conversation.window import TokenEstimate, Window
 from penstock.costs.spending import Spending
 from penstock.errors import BudgetExceeded, InvalidHistory
 from penstock.messages.blocks import Turn

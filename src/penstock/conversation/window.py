@@ -3,10 +3,13 @@
 The rule here: rarely and deep. Below `trim_at` of the window nothing is touched, because a changed beginning loses the
 prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called. How
 large the window is, the Models API is asked; no failure of it is anyone's, because the table of models answers instead.
+What the API has counted of a history is never guessed again; what it hasn't is measured in characters, at a rate that
+is learned from each answer, and a little too high rather than too low.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from dataclasses import replace
@@ -16,6 +19,7 @@ import anthropic
 import anyio
 
 from penstock._core.models import known
+from penstock._core.size import CHARACTERS_PER_TOKEN, Size, TokenRate, size_of
 from penstock.conversation.summary import summarize
 from penstock.conversation.trim import trim
 from penstock.errors import ContextOverflow
@@ -25,14 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anthropic import AsyncAnthropic
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
 
     from penstock._core.models import Model
     from penstock.conversation.options import ConversationOptions
     from penstock.conversation.requests import Requests
-    from penstock.conversation.token_estimate import TokenEstimate
     from penstock.messages.blocks import Turn
 
-__all__ = ["Window"]
+__all__ = ["TokenEstimate", "Window", "context_tokens"]
 
 # No window is so small that the Models API must be asked below that.
 _ASK_FROM_TOKENS: Final = 75_000
@@ -45,6 +50,11 @@ _ASK_WITHIN_S: Final = 5.0
 _MOST_MODELS: Final = 256
 # By address of the API and model; one that the API doesn't know, or an API without the list, is kept as the table's.
 _answers: OrderedDict[tuple[str, str], Model] = OrderedDict()
+_LEAST_RATE, _MOST_RATE = 1.0, 8.0
+# Estimates of new text are taken this much higher, so that the share of the window is kept.
+_MARGIN: Final = 1.1
+_TURN_TOKENS: Final = 4
+_TOOL_PROMPT_TOKENS: Final = 500
 _logger: Final = logging.getLogger("penstock")
 
 
@@ -154,6 +164,117 @@ class Window:
         }
 
 
+# What a history takes
+
+
+class TokenEstimate:
+    """Tokens of one conversation's requests.
+
+    Args:
+        model: Whose tokens they are.
+        fixed: What each request begins with: system prompt and tools.
+        has_tools: Whether there are tools, which cost some tokens more.
+
+    Attributes:
+        tokens: What the API counted for the first `turns` turns, answer included, and all that stands before them; 0 if
+            nothing is known.
+        turns: For how many turns that is.
+        per_token: Characters for each token, as learned.
+    """
+
+    __slots__ = ("_fixed", "_model", "per_token", "tokens", "turns")
+
+    def __init__(self, model: str, fixed: object, *, has_tools: bool) -> None:
+        self._model = model
+        size = size_of(fixed, model)
+        extra = _TOOL_PROMPT_TOKENS if has_tools else 0
+        self._fixed = Size(size.characters, size.media_tokens + extra)
+        self.tokens = 0
+        self.turns = 0
+        self.per_token = CHARACTERS_PER_TOKEN
+
+    def __repr__(self) -> str:
+        return f"<TokenEstimate {self.tokens} tokens in {self.turns} turns, {self.per_token:.2f} characters a token>"
+
+    def measure(self, turns: Sequence[Turn], *, margin: float = _MARGIN) -> int:
+        """Return how many input tokens a request with these turns will take, roughly, and rather too many.
+
+        Args:
+            turns: All that are sent. They begin with those that the API has counted, or `forget` was called.
+            margin: What is estimated is taken this much higher.
+        """
+        if self.tokens and len(turns) >= self.turns:
+            return self.tokens + round(margin * self.of(turns[self.turns :]))
+        return round(margin * (self.fixed + self.of(_seen(turns))))
+
+    def copy(self) -> TokenEstimate:
+        """Return one that knows the same."""
+        return copy.copy(self)
+
+    def of(self, turns: Sequence[Turn]) -> float:
+        """Return what turns take by themselves."""
+        return self._tokens(self._size(turns)) + _TURN_TOKENS * len(turns)
+
+    @property
+    def fixed(self) -> float:
+        """What stands before the turns takes."""
+        return self._tokens(self._fixed)
+
+    def forget(self) -> None:
+        """Take nothing as counted: the turns have changed."""
+        self.tokens = self.turns = 0
+
+    def learn(self, sent: Sequence[Turn], message: Message | BetaMessage, *, turns: int) -> None:
+        """Learn from an answer.
+
+        Args:
+            sent: The turns of its request.
+            message: The answer, with its usage.
+            turns: How many turns there are with it.
+        """
+        given, made = context_tokens(message)
+        if not given:
+            return
+        self.tokens, self.turns = given + made, turns
+        if any(block.type == "compaction" for block in message.content):
+            # What was counted is the summary, not what was sent.
+            return
+        size, fixed = self._size(_seen(sent)), self._fixed
+        rate = TokenRate()
+        rate.learn(size.characters + fixed.characters, max(given - size.media_tokens - fixed.media_tokens, given / 10))
+        self.per_token = min(max(rate.per_token, _LEAST_RATE), _MOST_RATE)
+
+    def _tokens(self, size: Size) -> float:
+        return size.characters / self.per_token + size.media_tokens
+
+    def _size(self, turns: Sequence[Turn]) -> Size:
+        return size_of([turn.content for turn in turns], self._model)
+
+
+def _seen(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """What the model sees: from the last compaction on."""
+    for index in reversed(range(len(turns))):
+        if any(block["type"] == "compaction" for block in turns[index].content):
+            return turns[index:]
+    return turns
+
+
+def context_tokens(message: Message | BetaMessage) -> tuple[int, int]:
+    """Return the tokens of an answer's input and output as they stand in the window; 0 where the API gave none.
+
+    What a compaction took on top is not in it.
+    """
+    usage: object = getattr(message, "usage", None)
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    given = sum(_count(usage, name) for name in names)
+    return given, _count(usage, "output_tokens")
+
+
+def _count(usage: object, name: str) -> int:
+    value: object = getattr(usage, name, 0)
+    return value if isinstance(value, int) else 0
+
+
 # The Models API
 
 
@@ -194,12 +315,12 @@ def _limits_in(info: object, table: Model) -> Model:
     compaction = getattr(managed, "compact_20260112", None)
     return replace(
         table,
-        window_tokens=_count(info, "max_input_tokens", table.window_tokens),
-        max_output_tokens=_count(info, "max_tokens", table.max_output_tokens),
+        window_tokens=_told(info, "max_input_tokens", table.window_tokens),
+        max_output_tokens=_told(info, "max_tokens", table.max_output_tokens),
         compacts=table.compacts if managed is None else bool(getattr(compaction, "supported", False)),
     )
 
 
-def _count(info: object, name: str, otherwise: int) -> int:
+def _told(info: object, name: str, otherwise: int) -> int:
     found: object = getattr(info, name, None)
     return found if isinstance(found, int) and found > 0 else otherwise
