@@ -132,8 +132,8 @@ def text_of(blocks: Iterable[Block]) -> str:
 def whole(message: MessageT, seen: Iterable[str] = ()) -> MessageT:
     """Return an answer with what can't go back made good; the very same if there is nothing.
 
-    Characters that were cut in two are joined, their halves alone become U+FFFD; input that is no object is wrapped;
-    each call has an id of its own, and one that came twice is there once.
+    Characters that were cut in two are joined; input that is no object is wrapped; each call has an id of its own, and
+    one that came twice is there once. Half a character alone stays, and becomes U+FFFD in what goes back.
 
     Args:
         message: As it came.
@@ -161,7 +161,7 @@ def whole(message: MessageT, seen: Iterable[str] = ()) -> MessageT:
 def _changes(block: Any) -> dict[str, object]:
     changes: dict[str, object] = {}
     text: object = getattr(block, "text", None)
-    if isinstance(text, str) and not text.isascii() and (joined := mended(text)) != text:
+    if isinstance(text, str) and not text.isascii() and (joined := mended(text, lone="surrogatepass")) != text:
         changes["text"] = joined
     if block.type in CALLS and (made := tool_input(given := getattr(block, "input", None))) != given:
         changes["input"] = made
