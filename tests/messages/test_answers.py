@@ -10,7 +10,7 @@ import anyio
 import httpx2
 import pytest
 
-from penstock import Conversation, InvalidHistory, ToolLoopLimit
+from penstock import Conversation, InvalidHistory, StreamInterrupted, ToolLoopLimit
 from penstock.simulator import Simulator
 from penstock.tools import ToolLoop, run_tools
 
@@ -43,6 +43,7 @@ class Model(httpx2.AsyncBaseTransport):
         self.answers = list(answers)
         self.container = container
         self.bodies: list[Any] = []
+        self.sent = 0
         self._simulator = Simulator()
         self._checked: Any = self._simulator.client()
 
@@ -53,6 +54,7 @@ class Model(httpx2.AsyncBaseTransport):
         if refused.status_code != 200:
             return refused
         content = self.answers.pop(0) if self.answers else [TEXT]
+        self.sent += 1
         return httpx2.Response(
             200, headers={"content-type": "text/event-stream"}, content=b"".join(self._events(content)), request=request
         )
@@ -66,6 +68,11 @@ class Model(httpx2.AsyncBaseTransport):
         for index, block in enumerate(content):
             yield event(type="content_block_start", index=index, content_block=opening(block))
             for delta in deltas(block):
+                if delta == b"":
+                    return
+                if isinstance(delta, bytes):
+                    yield delta
+                    continue
                 yield event(type="content_block_delta", index=index, delta=delta)
             yield event(type="content_block_stop", index=index)
         calls = any(block["type"] == "tool_use" for block in content)
@@ -99,7 +106,7 @@ def deltas(block: dict[str, Any]) -> Any:
     """What a block is made of: `pieces` as they are, or what it says."""
     if block["type"] == "text":
         for piece in block.get("pieces", [block.get("text", "")]):
-            yield {"type": "text_delta", "text": piece}
+            yield piece if isinstance(piece, bytes) else {"type": "text_delta", "text": piece}
         for citation in block.get("citations", ()):
             yield {"type": "citations_delta", "citation": citation}
     elif "input" in block:
@@ -342,3 +349,19 @@ async def test_a_tool_loop_refuses_what_only_some_models_take() -> None:
     search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
     paused: Any = [begun[0], {"role": "assistant", "content": [search]}]
     await run_tools(Model().sdk, paused, tools=[f], **PARAMS)
+
+
+@pytest.mark.parametrize("way", [by_conversation, by_run])
+@pytest.mark.parametrize(("broken", "asked"), [(b"event: content_block_delta\ndata: {no\n\n", 1), (b"", 2)])
+async def test_what_cannot_be_understood_is_asked_for_once(way: Any, broken: bytes, asked: int) -> None:
+    """It would be paid again; what only broke off is asked for again, because nobody has seen it."""
+    model = Model(*[[{"type": "text", "pieces": ["Well", broken]}]] * asked)
+    if asked == 1:
+        with pytest.raises(StreamInterrupted) as raised:
+            await way(model)
+        assert not raised.value.was_cut
+        assert model.sent == 1
+    else:
+        model.answers.pop()
+        await way(model)
+        assert model.sent == 3
