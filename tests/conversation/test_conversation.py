@@ -544,6 +544,6 @@ class TestMaking:
             )
             assert repr(chat) == "<Conversation s1, claude-sonnet-5-5, 1 turns, 0 tokens>"
             session = chat._session
-            for part in (chat._parts, session, session.requests, session.window, session.requests.spending):
+            for part in (session, session.requests, session.window, session.requests.spending):
                 assert "Hello" not in repr(part)
                 assert "terse" not in repr(part)

@@ -68,6 +68,7 @@ def test_an_sdk_that_swallows_the_mark_is_noticed(wire: Any) -> None:
 
     class Helper:
         __next__ = swallowing().__next__
+        current_message_snapshot = None
 
     accumulator._helper = Helper()
     with pytest.raises(RuntimeError, match="anthropic"):

@@ -405,7 +405,10 @@ async def test_tool_input_that_is_no_json_is_kept_as_the_api_asks_for(wire: Any)
     """It is told as `INVALID_JSON`, and the rest of the message is whole; half a character in it becomes U+FFFD."""
     for parts, whole in [
         (['{"city": ', "x}"], {"INVALID_JSON": '{"city": x}'}),
-        (['{"city": "\\ud83d"}'], {"city": "\ufffd"}),
+        (['{"city": "\\ud83d"}'], {"INVALID_JSON": '{"city": "\\ud83d"}'}),
+        (['{"city": "\ud83d"}'], {"city": "\ufffd"}),
+        (['{"a": 1} x'], {"INVALID_JSON": '{"a": 1} x'}),
+        (['{"a": "Ro'], {"INVALID_JSON": '{"a": "Ro'}),
         (['{"city": "\\ud83d', '\\ude00"}'], {"city": "\U0001f600"}),
         (['{"a": 1}'], {"a": 1}),
         ([], {}),

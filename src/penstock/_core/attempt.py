@@ -229,6 +229,8 @@ class Attempt:
             return
         scanner.finish()
         self.take(scanner)
+        if scanner.begun:
+            self.note_first_content()
         if self.failure is None and not scanner.complete:
             self.failure = INCOMPLETE
         self._read = scanner

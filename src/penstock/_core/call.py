@@ -20,7 +20,8 @@ import httpx2
 
 from penstock._core.context import current_call_end, current_deadline, current_labels, current_patience
 from penstock._core.failure import CLOSED
-from penstock._core.kind import RequestKind, kind_of, model_class, model_of
+from penstock._core.kind import RequestKind, kind_of, model_of
+from penstock._core.models import model_class
 from penstock._core.usage import NOTHING, writes_for_an_hour
 from penstock.errors import AdmissionTimeout, ClientClosed
 from penstock.events import GiveBackFailed, Observers

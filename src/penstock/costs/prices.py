@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
 
+from penstock._core.models import price_name
 from penstock._core.usage import Usage, fields_of, steps_of
 from penstock.errors import UnknownPrice
 
@@ -62,8 +63,6 @@ def _like_fable_5(read: str) -> _Prices:
 # Source: https://platform.claude.com/docs/en/about-claude/pricing
 _OVERRIDES: Final = {"claude-mythos-5": _like_fable_5("1"), "claude-mythos-5-1": _like_fable_5("0.25")}
 
-# us.anthropic.claude-sonnet-4-5-20250929-v1:0 (Bedrock), claude-sonnet-4-5@20250929 (Vertex)
-_MODEL_ID: Final = re.compile(r"claude-[^@:]*?(?=(?:-v\d+)?(?:[@:].*)?$)")
 _DATED: Final = re.compile(r"-20\d{6}$")
 
 
@@ -148,7 +147,7 @@ def price_of(
         Decimal('1.00')
     """
     batch = batch or usage.service_tier == "batch"
-    name = _model_id(model)
+    name = price_name(model)
     if (prices := _OVERRIDES.get(_DATED.sub("", name))) is not None:
         return prices.total(usage, batch=batch)
     context = {"processing": "batch"} if batch else {"speed": speed or usage.speed or "standard"}
@@ -173,12 +172,6 @@ def _listed_price(usage: Usage, name: str, *, model: str, context: dict[str, str
     except LookupError:
         raise UnknownPrice(model) from None
     return price.total_price
-
-
-def _model_id(model: str) -> str:
-    """The id as Anthropic's own API spells it."""
-    found = _MODEL_ID.search(model.lower())
-    return found.group() if found else model
 
 
 def _steps(message: Message | BetaMessage) -> Iterator[tuple[str, Usage]]:

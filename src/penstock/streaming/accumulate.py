@@ -6,8 +6,6 @@ event; a mark that it hands through as it came tells that it has finished with a
 
 from __future__ import annotations
 
-import json
-import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -16,10 +14,11 @@ from anthropic.lib.streaming import BetaMessageStream, MessageStream
 from anthropic.types import CacheCreation, RawMessageStreamEvent
 from anthropic.types.beta import BetaCacheCreation, BetaRawMessageStreamEvent
 from pydantic import BaseModel
-from pydantic_core import from_json
 
 from penstock._core.body.sse import data_of, field_of
 from penstock.errors import InvalidStream
+from penstock.messages.blocks import mended
+from penstock.streaming.inputs import ToolInputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,29 +29,14 @@ if TYPE_CHECKING:
     from anthropic.types import ParsedMessage
     from anthropic.types.beta.parsed_beta_message import ParsedBetaMessage
 
-__all__ = ["Accumulator", "AnyEvent", "AnyMessage", "Run", "merged", "run_of", "whole_text"]
+__all__ = ["Accumulator", "AnyEvent", "AnyMessage", "Run", "merged", "run_of"]
 
 AnyEvent: TypeAlias = "ParsedMessageStreamEvent[Any] | ParsedBetaMessageStreamEvent[Any]"
 AnyMessage: TypeAlias = "ParsedMessage[Any] | ParsedBetaMessage[Any]"
 
 _FIELD_OF_BLOCK: Final = {"text": "text", "thinking": "thinking"}
-_HALVES: Final = re.compile("[\ud800-\udfff]")
 # What deltas of these types make is the same whether they come one by one or joined.
 _FIELD_OF: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
-
-
-def whole_text(text: str) -> str:
-    r"""Return text in which the halves of characters that came in two deltas are put together.
-
-    Half a character that is left alone can't be written or sent, and becomes U+FFFD.
-
-    Example:
-        >>> whole_text("\ud83d" + "\ude00") == "\U0001f600"
-        True
-    """
-    if text.isascii() or _HALVES.search(text) is None:
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Run:
@@ -73,7 +57,7 @@ class Run:
 
     def data(self) -> dict[str, object]:
         """Return the one delta that does what all of them do."""
-        delta = {"type": self.kind, _FIELD_OF[self.kind]: whole_text("".join(self.parts))}
+        delta = {"type": self.kind, _FIELD_OF[self.kind]: mended("".join(self.parts))}
         return {"type": "content_block_delta", "index": self.index, "delta": delta}
 
 
@@ -176,7 +160,7 @@ class Accumulator:
         self._for_an_hour = for_an_hour
         self._cast_to: Any = BetaRawMessageStreamEvent if beta else RawMessageStreamEvent
         self._feed = _Feed(response)
-        self._inputs: dict[object, _Input] = {}
+        self._inputs = ToolInputs()
         self.before_start: list[dict[str, object]] = []
         helper: Any = BetaMessageStream if beta else MessageStream
         self._helper = helper(
@@ -190,36 +174,22 @@ class Accumulator:
             Exception: What the SDK raises for an event that it can't understand.
         """
         kind, feed = data.get("type"), self._feed
-        if kind == "content_block_delta" and not self._takes_input(data):
+        taken = self._inputs.taken(_without_gaps(kind, data))
+        if taken is None:
             return []
-        if kind == "content_block_stop":
-            self._end_input(data.get("index"))
-        data = _without_gaps(kind, data)
-        event: Any = self._sdk._process_response_data(data=data, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
-        if kind != "message_start" and self.snapshot is None:
+        event: Any = self._sdk._process_response_data(data=taken, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
+        snapshot = self.snapshot
+        if kind != "message_start" and snapshot is None:
             self.before_start.append(data)
             return [event]
+        if kind == "content_block_stop" and snapshot is not None:
+            self._inputs.mend(snapshot.content)
         feed.events.append(event)
         events = cast("list[AnyEvent]", list(iter(self._helper.__next__, _MARK)))
-        if kind == "message_delta":
+        if kind == "message_delta" and snapshot is not None:
+            self._inputs.mend(snapshot.content, snapshot.stop_reason)
             self._tell_how_long()
         return events
-
-    def _takes_input(self, data: dict[str, object]) -> bool:
-        """Whether the SDK can take a delta: it can't go on after tool input that is no JSON."""
-        delta = data.get("delta")
-        part = field_of(delta, "partial_json")
-        if field_of(delta, "type") != "input_json_delta" or not isinstance(part, str):
-            return True
-        return self._inputs.setdefault(data.get("index"), _Input()).add(part)
-
-    def _end_input(self, index: object) -> None:
-        """Put tool input that was no JSON where the input belongs."""
-        given, snapshot = self._inputs.pop(index, None), self.snapshot
-        if given is None or given.valid or snapshot is None or not isinstance(index, int):
-            return
-        block: Any = snapshot.content[index]
-        block.input = given.mended()
 
     def _tell_how_long(self) -> None:
         """Complete what the usage tells of cache writes: the last event names them, but not for how long they are."""
@@ -251,34 +221,3 @@ def _without_gaps(kind: object, data: dict[str, object]) -> dict[str, object]:
     if name is not None and field_of(block, name) is None:
         return {**data, "content_block": {**cast("dict[str, object]", block), name: ""}}
     return data
-
-
-class _Input:
-    """The input of one tool call, as far as it has come."""
-
-    __slots__ = ("_parts", "valid")
-
-    def __init__(self) -> None:
-        self._parts: list[str] = []
-        self.valid = True
-
-    def add(self, part: str) -> bool:
-        """Take the next part; False from the one on with which it is no JSON any more."""
-        self._parts.append(part)
-        if self.valid:
-            try:
-                from_json("".join(self._parts) or "{}", allow_partial=True)
-            except ValueError:
-                self.valid = False
-        return self.valid
-
-    def mended(self) -> object:
-        """What it says after all, or all of it as a text under the name that the API gives such input.
-
-        Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/fine-grained-tool-streaming
-        """
-        text = "".join(self._parts)
-        try:
-            return json.loads(whole_text(json.dumps(json.loads(text), ensure_ascii=False)))
-        except (ValueError, RecursionError):
-            return {"INVALID_JSON": whole_text(text)}

@@ -18,7 +18,8 @@ from pydantic_core import from_json
 from penstock._core.body.body import as_sdk_error
 from penstock._core.body.sse import data_of
 from penstock.errors import InvalidStream
-from penstock.streaming.accumulate import Accumulator, Run, merged, run_of, whole_text
+from penstock.messages.blocks import mended
+from penstock.streaming.accumulate import Accumulator, Run, merged, run_of
 from penstock.streaming.failure import interruption
 from penstock.streaming.inbox import DELTA, Inbox
 from penstock.streaming.source import close_generator
@@ -340,7 +341,7 @@ class Stream:
         text, self._half = self._half + text, ""
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
-        return whole_text(text)
+        return mended(text)
 
     def _pass_other(self, raw: bytes) -> str | None:
         self._passed.append(raw)

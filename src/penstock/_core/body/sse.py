@@ -304,8 +304,8 @@ class Splitter:
         self.starts = []
         try:
             self._bound(0)
-            if self._any_line_ends or b"\r" in chunk:
-                self._any_line_ends = True
+            self._any_line_ends = self._any_line_ends or b"\r" in chunk
+            if self._any_line_ends or chunk.startswith(b"\n") or b"\n\n\n" in chunk:
                 self._cut_at_any(chunk, events)
             else:
                 self._cut_at_lf(chunk, events)
@@ -325,10 +325,10 @@ class Splitter:
         return events
 
     def _cut_at_lf(self, chunk: bytes, events: list[bytes]) -> None:
-        """The hot path: so far, every line ends with a line feed."""
+        """The hot path: every line ends with a line feed, and no event with more than one blank line."""
         pending = self._pending
         if pending:
-            ends = b"\n\n" in chunk or (pending.endswith(b"\n") and chunk.startswith(b"\n"))
+            ends = b"\n\n" in chunk
             pending += chunk
             if not ends:
                 self._compact()
@@ -338,8 +338,7 @@ class Splitter:
         blocks = chunk.split(b"\n\n")
         pending += blocks.pop()
         for block in blocks:
-            if block:
-                self._take(block, events)
+            self._take(block, events)
             self._position += len(block) + 2
         self._bound(len(self._pending) - _LONGEST_LINE_ENDS)
 
