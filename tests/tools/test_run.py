@@ -220,6 +220,18 @@ class TestRefusedBefore:
         assert simulator.journal == []
 
 
+async def test_what_a_user_profile_pays_for_is_in_no_budget(sdk: anthropic.AsyncAnthropic) -> None:
+    """It costs what it costs, and somebody else pays."""
+    theirs = {
+        "billing_policy": {"type": "billing_policy", "bill_to": "user_profile"},
+        "user_profile_id": "uprof_1",
+        "betas": ["user-profiles-2026-03-24"],
+    }
+    run = await run_tools(sdk, "Hello", tools=[get_weather], **{**PARAMS, **theirs}, max_cost_usd=0.000_001)
+    assert run.cost_usd is not None
+    assert run.cost_usd > Decimal("0.000001")
+
+
 class TestEnds:
     async def test_a_bound_leaves_a_transcript_to_go_on_from(
         self, simulator: Simulator, sdk: anthropic.AsyncAnthropic

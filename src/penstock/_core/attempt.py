@@ -16,7 +16,8 @@ import httpx2
 from anthropic.types import Message
 from anthropic.types.beta import BetaMessage
 
-from penstock._core.body.body import Beginning, Body, ended_early, error_of_answer, scanner_for
+from penstock._core.body.answer_errors import ended_early, error_of_answer
+from penstock._core.body.body import Beginning, Body, scanner_for
 from penstock._core.body.inflate import Bounded
 from penstock._core.body.scanner import is_message
 from penstock._core.call import current_call, open_call
@@ -61,9 +62,16 @@ async def read_whole(http: httpx2.Response) -> None:
         InvalidStream: Its compression can't be undone.
     """
     call = current_call()
-    if call is not None and call.kind is RequestKind.MESSAGES and not http.is_stream_consumed:
+    if call is not None and call.kind is RequestKind.MESSAGES and not _is_small(http, call.max_response_bytes):
         http.stream = Bounded(http, call.max_response_bytes)
     await http.aread()
+
+
+def _is_small(http: httpx2.Response, limit: int) -> bool:
+    """Whether a response that is still to be read says itself that it is no larger than that; or it was read."""
+    length = http.headers.get("content-length", "")
+    plain = length.isdecimal() and "content-encoding" not in http.headers
+    return http.is_stream_consumed or (plain and int(length) <= limit)
 
 
 class Attempt:

@@ -66,7 +66,7 @@ class Conversation:
         max_iterations: With functions: replies of the model for one `send`, 1 or more.
         token_budget: Tokens that the whole session may use, 1,000 or more: of every request, input (also what the cache
             had) and output. `None` for no bound.
-        cost_budget_usd: The same in USD, above 0.
+        cost_budget_usd: The same in USD, above 0. It bounds nothing where a user profile pays (`billing_policy`).
         on_truncation: What `send` does about an answer that `max_tokens` cuts off: `"return"` it, `"continue"` it, or
             `"retry"` with twice the `max_tokens`, up to three times.
         overflow: How the history is kept short: `"window"` leaves out the oldest exchanges, `"summary"` has them

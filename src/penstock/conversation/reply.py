@@ -76,6 +76,8 @@ class Reply:
         if self.stop_reason != "refusal":
             return None
         details = self.message.stop_details
+        if getattr(details, "type", None) != "refusal":
+            details = None
         return RefusalStopDetails.construct(
             type="refusal",
             category=getattr(details, "category", None),

@@ -22,6 +22,7 @@ from penstock.conversation.reply import Draft, Reply
 from penstock.conversation.requests import Requests
 from penstock.conversation.turn_lock import TurnLock
 from penstock.conversation.window import TokenEstimate, Window
+from penstock.costs.prices import billed_to_user_profile
 from penstock.costs.spending import Spending
 from penstock.errors import BudgetExceeded, InvalidHistory
 from penstock.messages.blocks import Turn
@@ -176,7 +177,8 @@ class Session:
         # It has a default, so it is there also where nothing needs it.
         taken = {"max_iterations"} if functions is None else OF_LOOP
         checked = checked_params({name: value for name, value in params.items() if name not in taken})
-        spending = Spending(options.token_budget, options.cost_budget_usd, cache_ttl=options.cache_ttl)
+        usd = None if billed_to_user_profile(checked) else options.cost_budget_usd
+        spending = Spending(options.token_budget, usd, cache_ttl=options.cache_ttl)
         requests = Requests(sdk, options, session=id, system=system, tools=entries, params=checked, spending=spending)
         return cls(turns, requests).with_functions(functions)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 import anthropic
 import httpx2
 
-from penstock._core.body.body import as_sdk_error
+from penstock._core.body.answer_errors import as_sdk_error
 from penstock.errors import ClientClosed, ResponseTooLarge, StreamInterrupted
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import httpx2
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from penstock._core.body.body import as_sdk_error
+from penstock._core.body.answer_errors import as_sdk_error
 from penstock._core.body.sse import data_of
 from penstock.errors import InvalidStream
 from penstock.messages.blocks import mended

@@ -13,7 +13,7 @@ import anyio
 from penstock._core.context import labels
 from penstock._core.options import given
 from penstock._core.usage import Usage
-from penstock.costs.prices import price_of
+from penstock.costs.prices import billed_to_user_profile, price_of
 from penstock.errors import StreamInterrupted
 from penstock.messages.blocks import ids_of, whole
 from penstock.messages.history import check_can_be_sent, check_roles, container_param, told_of_halves
@@ -74,6 +74,8 @@ class Drive:
         own = {name: value for name, value in params.items() if name in ToolOptions.model_fields}
         self._options = ToolOptions.model_validate(own)
         self._params = {name: value for name, value in params.items() if name not in own}
+        if billed_to_user_profile(self._params):
+            self._options = self._options.model_copy(update={"max_cost_usd": None})
         self._tools = tools if isinstance(tools, Tools) else Tools(tools)
         self._approve = approve
         self._check_approval()

@@ -44,7 +44,8 @@ class ToolOptions(Options):
         max_iterations: Replies of the model, 1 or more.
         max_tool_calls: Calls of tools together, 0 or more; `None` for no bound.
         max_total_tokens: Input and output tokens of all replies together, 1 or more; `None` for no bound.
-        max_cost_usd: What all replies together may cost, above 0; `None` for no bound.
+        max_cost_usd: What all replies together may cost, above 0; `None` for no bound. It bounds nothing where a user
+            profile pays (`billing_policy`).
         max_seconds: From the start, replies, tools and approvals together, above 0; `None` for no bound.
         max_identical_turns: Turns one after the other with the same calls and the same results, 2 or more; `None` for
             no bound.

@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from penstock._core.attempt import Attempt, CallNext, Response, open_attempt
 from penstock._core.background import Background
 from penstock._core.body import body as body_module
+from penstock._core.body.answer_errors import as_sdk_error, request_of
 from penstock._core.body.aws import AWS_STREAM, AWSScanner
-from penstock._core.body.body import Beginning, as_sdk_error, read_out, request_of, scanner_for
+from penstock._core.body.body import Beginning, read_out, scanner_for
 from penstock._core.body.scanner import NOT_A_MESSAGE, NOT_A_STREAM, Scanner
 from penstock._core.call import MAX_RESPONSE_BYTES, Call, open_call
 from penstock._core.failure import FailureKind

@@ -29,18 +29,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-import anthropic
 import anyio
 import httpx2
 from anyio.lowlevel import checkpoint
 
+from penstock._core.body.answer_errors import as_sdk_error, ended_early, error_of_answer, request_of
 from penstock._core.body.aws import AWS_STREAM, AWSScanner, can_decode_aws
 from penstock._core.body.inflate import inflated, take_encodings
-from penstock._core.body.scanner import NOT_A_STREAM, Scanner
-from penstock._core.body.sse import field_of
+from penstock._core.body.scanner import Scanner
 from penstock._core.failure import ABANDONED, CLOSED, INCOMPLETE, failure_of_exception
 from penstock._core.kind import RequestKind
-from penstock.errors import ClientClosed, InvalidStream, ResponseTooLarge
+from penstock.errors import ClientClosed, ResponseTooLarge
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from penstock._core.call import Call
     from penstock._core.failure import Failure
 
-__all__ = ["Beginning", "Body", "as_sdk_error", "ended_early", "error_of_answer", "read_out", "scanner_for"]
+__all__ = ["Beginning", "Body", "read_out", "scanner_for"]
 
 GRACE_S: Final = 0.5
 """Seconds that a connection has for its own end, after the last event."""
@@ -78,60 +77,6 @@ def scanner_for(content_type: str, call: Call) -> Scanner | None:
     if not content_type.strip().lower().startswith(AWS_STREAM):
         return Scanner(stream=call.stream, writes_for_an_hour=call.writes_for_an_hour)
     return AWSScanner(writes_for_an_hour=call.writes_for_an_hour) if can_decode_aws() else None
-
-
-def request_of(http: httpx2.Response) -> httpx2.Request:
-    """Return the request of a response, which one that a middleware made up has not; errors need one."""
-    try:
-        return http.request
-    except RuntimeError:
-        http.request = httpx2.Request("POST", "https://answered.invalid/v1/messages")
-        return http.request
-
-
-def ended_early(http: httpx2.Response) -> anthropic.APIConnectionError:
-    """Return what to raise for a stream that has ended before its first content."""
-    return anthropic.APIConnectionError(message="The stream ended before its first content.", request=request_of(http))
-
-
-def error_of_answer(http: httpx2.Response, scanner: Scanner) -> Exception | None:
-    """Return what to raise for an answer that has failed; `None` if the SDK raises it as it reads."""
-    if scanner.error is not None:
-        return scanner.error
-    request_of(http)
-    says = scanner.document
-    if scanner.is_document and field_of(says, "error") is None and field_of(says, "type") != "error":
-        told = "is no message"
-        if scanner.failure is NOT_A_STREAM:
-            told = "is one whole message where a stream was asked for: something in between does not stream"
-        return anthropic.APIResponseValidationError(http, None, message=f"the API's answer {told}")
-    if scanner.is_document or scanner.unheard:
-        # In the API's own form it may be shown, as the SDK shows it; what another says may quote anything.
-        told = f"{says}" if field_of(says, "type") == "error" else "the API's answer is an error, and of another's form"
-        return anthropic.APIStatusError(told, response=http, body=says)
-    return None
-
-
-def as_sdk_error(error: Exception, request: httpx2.Request) -> Exception:
-    """Return what a caller expects in place of what broke a body: the SDK's errors, or those of this package.
-
-    Args:
-        error: What the transport, the decoders or the SDK raised.
-        request: That the body answers.
-    """
-    if isinstance(error, httpx2.TimeoutException):
-        mapped: Exception = anthropic.APITimeoutError(request=request)
-    elif isinstance(error, httpx2.TransportError):
-        mapped = anthropic.APIConnectionError(request=request)
-    elif isinstance(error, anthropic.AnthropicError | httpx2.StreamError):
-        return error
-    else:
-        # What decoders raise holds what they could not decode, and must not be printed.
-        mapped = InvalidStream(f"it can't be understood ({type(error).__name__})", position=0)
-        mapped.__suppress_context__ = True
-        return mapped
-    mapped.__cause__ = error
-    return mapped
 
 
 async def read_out(chunks: AsyncIterator[bytes]) -> bool:
