@@ -124,6 +124,7 @@ class Answer:
         framing: How the client finds the end of the body.
         then: What the server does after the last part: end the body, leave the connection open and silent, leave it
             open and send pings, close it without ending the body, or reset it.
+        after: What is waited for before that.
     """
 
     parts: Sequence[bytes] = ()
@@ -132,6 +133,7 @@ class Answer:
     status: int = 200
     framing: Literal["chunked", "length", "close"] = "chunked"
     then: Literal["end", "stay", "ping", "cut", "reset"] = "end"
+    after: threading.Event | None = None
 
     def head(self) -> bytes:
         """Status line and headers."""
@@ -164,7 +166,7 @@ async def until(holds: Callable[[], bool], within_s: float = WATCHDOG_S) -> bool
 
 
 class Connection:
-    """One connection, as the server sees it; `left` once the client has closed it."""
+    """One connection, as the server sees it; `left` once the client has closed it, or neither has it any more."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -205,17 +207,28 @@ class Connection:
         self.send(answer.head())
         for part in answer.parts:
             self.send(answer.framed(part))
+        if answer.after is not None:
+            answer.after.wait(WATCHDOG_S)
         if answer.then == "end":
             self.send(b"0\r\n\r\n" if answer.framing == "chunked" else b"")
             return answer.framing != "close"
         if answer.then == "reset":
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.left = True
         while answer.then in {"stay", "ping"} and not self.left:
             if select.select([self.socket], [], [], 0.005)[0]:
                 self.receive()
             elif answer.then == "ping":
                 self.send(answer.framed(PING))
         return False
+
+    def end(self) -> None:
+        """Send no more, and wait until the client has closed its side too."""
+        with contextlib.suppress(OSError):
+            if not self.left:
+                self.socket.shutdown(socket.SHUT_WR)
+        while not self.left:
+            self.receive()
 
 
 class Server:
@@ -264,6 +277,7 @@ class Server:
                     self.requests.append(request)
                     answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
                 goes_on = connection.serve(answer)
+            connection.end()
 
     @property
     def open_connections(self) -> int:
@@ -363,6 +377,21 @@ class Told:
     retries: int
     slots_used: int
     breakers: frozenset[str]
+
+    def since(self, before: Told) -> Told:
+        """What was counted since; slots and breakers are as they are now."""
+        failures = {kind: count - before.failures.get(kind, 0) for kind, count in self.failures.items()}
+        earlier = before.tokens
+        return Told(
+            attempts=self.attempts - before.attempts,
+            successes=self.successes - before.successes,
+            failures={kind: count for kind, count in failures.items() if count},
+            tokens=(self.tokens[0] - earlier[0], self.tokens[1] - earlier[1], self.tokens[2] - earlier[2]),
+            first_tokens=self.first_tokens - before.first_tokens,
+            retries=self.retries - before.retries,
+            slots_used=self.slots_used,
+            breakers=self.breakers,
+        )
 
 
 def _text_of(answer: Any) -> list[str]:
@@ -546,6 +575,29 @@ class Wire:
             return outcome, tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of the mark of this folder."""
+    config.addinivalue_line("markers", "in_turn(**lists): a case for each member of the longest list; see this folder")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each member of the longest list a case; the members of the others take turns.
+
+    So each member of each list is tried, without trying all with all. A list is a mapping of names, or of strings.
+    """
+    for mark in metafunc.definition.iter_markers("in_turn"):
+        lists = [
+            [*members.items()] if isinstance(members, dict) else [(str(member), member) for member in members]
+            for members in mark.kwargs.values()
+        ]
+        cases = [[members[number % len(members)] for members in lists] for number in range(max(map(len, lists)))]
+        metafunc.parametrize(
+            list(mark.kwargs),
+            [[value for _, value in case] for case in cases],
+            ids=["-".join(name for name, _ in case) for case in cases],
+        )
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,6 @@ NO_MESSAGE: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "no UTF-8": (lambda message: json.dumps(message).encode().replace(b"Hello", b"\xff\xfe"), JSON),
     "deeply nested": (fixed(b"[" * 100_000), JSON),
 }
-no_message = pytest.mark.parametrize(("body", "content_type"), NO_MESSAGE.values(), ids=NO_MESSAGE.keys())
 
 
 def check_typed(error: Exception | None, root: type[Exception] = anthropic.APIError) -> None:
@@ -107,7 +106,7 @@ def check_typed(error: Exception | None, root: type[Exception] = anthropic.APIEr
     assert "secret" not in f"{error}{notes}"
 
 
-@no_message
+@pytest.mark.parametrize(("body", "content_type"), NO_MESSAGE.values(), ids=NO_MESSAGE.keys())
 async def test_what_is_no_message_is_no_answer(
     wire: Any, body: Callable[[dict[str, Any]], bytes], content_type: str
 ) -> None:
@@ -120,12 +119,12 @@ async def test_what_is_no_message_is_no_answer(
     assert (told.successes, told.attempts) == (0, wire.canned.asked)
 
 
-@no_message
-@pytest.mark.parametrize("how", ["text", "final", "sdk stream", "sdk events"])
+@pytest.mark.in_turn(of=NO_MESSAGE, how=["text", "final", "sdk stream", "sdk events"])
 async def test_what_is_no_stream_is_no_answer_to_one_who_streams(
-    wire: Any, body: Callable[[dict[str, Any]], bytes], content_type: str, how: str
+    wire: Any, of: tuple[Callable[[dict[str, Any]], bytes], str], how: str
 ) -> None:
     """JSON, HTML or nothing in place of a stream is raised, however it is read; never an empty answer."""
+    body, content_type = of
     async with wire.governed() as claude:
         wire.answer(body(wire.message()), content_type=content_type)
         outcome = await wire.read(claude, how)
@@ -156,9 +155,8 @@ async def test_a_stream_is_no_answer_to_one_who_does_not_stream(wire: Any, conte
     assert told.successes == 0
 
 
-@pytest.mark.parametrize(("kind", "counted"), PASSING.items(), ids=PASSING.keys())
-@pytest.mark.parametrize("how", ["create", "text", "events", "sdk stream", "sdk events"])
-async def test_an_error_that_passes_is_tried_again(wire: Any, kind: str, counted: str, how: str) -> None:
+@pytest.mark.in_turn(how=["create", "text", "events", "sdk stream", "sdk events"], kind=list(PASSING))
+async def test_an_error_that_passes_is_tried_again(wire: Any, kind: str, how: str) -> None:
     """An overload under the status 200 is retried like one under 529, streamed or not."""
     async with wire.governed() as claude:
         if how == "create":
@@ -171,12 +169,11 @@ async def test_an_error_that_passes_is_tried_again(wire: Any, kind: str, counted
             outcome = await wire.read(claude, how)
             assert (outcome.text, outcome.error) == ("Hello, world", None)
         told = wire.told(claude)
-    assert (told.attempts, told.failures) == (2, {counted: 1})
+    assert (told.attempts, told.failures) == (2, {PASSING[kind]: 1})
 
 
-@pytest.mark.parametrize(("kind", "counted"), LASTING.items(), ids=LASTING.keys())
-@pytest.mark.parametrize("how", ["create", "text", "sdk stream", "sdk events"])
-async def test_an_error_that_lasts_is_raised_at_once(wire: Any, kind: str, counted: str, how: str) -> None:
+@pytest.mark.in_turn(kind=list(LASTING), how=["create", "text", "sdk stream", "sdk events"])
+async def test_an_error_that_lasts_is_raised_at_once(wire: Any, kind: str, how: str) -> None:
     """What the request or the key is to blame for is asked once, and told as what it is."""
     async with wire.governed() as claude:
         wire.answer(error_body(kind), content_type=JSON)
@@ -185,7 +182,7 @@ async def test_an_error_that_lasts_is_raised_at_once(wire: Any, kind: str, count
     assert isinstance(outcome.error, anthropic.APIStatusError), repr(outcome.error)
     assert outcome.error.type == kind
     assert wire.canned.asked == 1
-    assert told.failures == {counted: 1}
+    assert told.failures == {LASTING[kind]: 1}
 
 
 @pytest.mark.parametrize("how", ["create", "text", "sdk stream"])
@@ -209,10 +206,10 @@ async def test_the_breaker_opens_for_errors_under_the_status_200(wire: Any, kind
     assert told.breakers == {"open" if kind == "overloaded_error" else "closed"}
 
 
-@pytest.mark.parametrize(
-    "name", ["an empty object", "content null", "a chat completion", "a page", "an error of a gateway", "nothing"]
+@pytest.mark.in_turn(
+    name=["an empty object", "content null", "a chat completion", "a page", "an error of a gateway", "nothing"],
+    journaled=[True, False],
 )
-@pytest.mark.parametrize("journaled", [True, False])
 async def test_a_fan_out_never_takes_it_for_an_answer(wire: Any, tmp_path: Path, name: str, journaled: bool) -> None:
     """The item fails; its journal doesn't say that it succeeded, so that a later run asks again."""
     body, content_type = NO_MESSAGE[name]
@@ -259,8 +256,7 @@ TOLERATED: dict[str, Callable[[dict[str, Any]], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("body", TOLERATED.values(), ids=TOLERATED.keys())
-@pytest.mark.parametrize("content_type", [JSON, "Application/JSON; charset=UTF-8"])
+@pytest.mark.in_turn(body=TOLERATED, content_type=[JSON, "Application/JSON; charset=UTF-8"])
 async def test_a_message_with_gaps_is_still_an_answer(
     wire: Any, body: Callable[[dict[str, Any]], bytes], content_type: str
 ) -> None:
@@ -299,11 +295,18 @@ def mocked(wire: Any, bodies: list[Any], asked: list[int], *, hook: bool = False
     )
 
 
-@pytest.mark.parametrize("hook", [False, True], ids=["a mock transport", "a hook that reads"])
-@pytest.mark.parametrize("as_text", [False, True], ids=["bytes", "text"])
-@pytest.mark.parametrize("how", ["text", "events", "final", "sdk stream", "sdk events"])
-async def test_a_stream_whose_body_is_read_already_is_a_stream(wire: Any, hook: bool, as_text: bool, how: str) -> None:
+READ: dict[str, tuple[bool, bool]] = {
+    "bytes of a mock transport": (False, False),
+    "bytes, and a hook that reads": (True, False),
+    "a text of a mock transport": (False, True),
+    "a text, and a hook that reads": (True, True),
+}
+
+
+@pytest.mark.in_turn(how=["text", "events", "final", "sdk stream", "sdk events"], given=READ)
+async def test_a_stream_whose_body_is_read_already_is_a_stream(wire: Any, given: tuple[bool, bool], how: str) -> None:
     """As people test, and as hooks do: it is asked once, gives its text, and counts like any other."""
+    hook, as_text = given
     body: Any = wire.sse(*wire.hello)
     asked: list[int] = []
     sdk = mocked(wire, [(body.decode() if as_text else body, wire.event_stream)], asked, hook=hook)

@@ -7,6 +7,7 @@ thinking, a tool's arguments, a block that arrives whole, or the reason why the 
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Events = list[dict[str, Any]]
 OURS = ["text", "events", "final"]
 EVERY = [*OURS, "sdk stream", "sdk events"]
+TRANSPORTS = ["aiohttp", "httpx2"]
 
 # After the last event
 
@@ -35,20 +37,26 @@ STAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("ending", STAYS.values(), ids=STAYS.keys())
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
+@pytest.mark.in_turn(ending=STAYS, transport=TRANSPORTS)
 async def test_the_last_event_ends_the_answer_though_the_connection_stays(
     wire: Any, server: Any, ending: dict[str, Any], transport: str
 ) -> None:
     """Every reader has the whole answer, the attempt has ended well and its slot is free; then the connection goes."""
+    outcomes: dict[str, Any] = {}
+
+    async def read(how: str) -> None:
+        outcomes[how] = await wire.read(claude, how)
+
     async with wire.connected(server, transport=transport) as claude:
         server.answer(wire.Answer((wire.sse(*wire.hello),), **ending))
-        for number, how in enumerate(EVERY, start=1):
-            outcome = await wire.read(claude, how)
-            told = wire.told(claude)
+        async with anyio.create_task_group() as group:
+            for how in EVERY:
+                group.start_soon(read, how)
+        told = wire.told(claude)
+        for how, outcome in outcomes.items():
             assert (outcome.text, outcome.error) == ("Hello, world", None), how
-            assert (told.successes, told.attempts, told.slots_used) == (number, number, 0), how
-            assert told.tokens == (25 * number, 3 * number, 15 * number), how
+        assert (told.successes, told.attempts, told.slots_used) == (5, 5, 0)
+        assert told.tokens == (125, 15, 75)
         assert await server.all_left()
     assert len(server.requests) == 5
 
@@ -73,19 +81,56 @@ LAST: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("ending", LAST.values(), ids=LAST.keys())
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_how_the_connection_ends_after_the_last_event_is_nobodys_matter(
-    wire: Any, server: Any, ending: dict[str, Any], transport: str
+    wire: Any, server: Any, transport: str
 ) -> None:
-    """A reset or a cut after `message_stop` takes nothing from a whole answer."""
+    """Once `message_stop` is received, a reset or a cut takes nothing from a whole answer.
+
+    One that comes with it is the transport's matter: aiohttp drops what it has not handed over by then.
+    """
+    wrong: list[str] = []
+    parts = (wire.sse(*wire.hello[:4]), wire.sse(*wire.hello[4:]))
     async with wire.connected(server, transport=transport) as claude:
-        server.answer(wire.Answer((wire.sse(*wire.hello[:4]), wire.sse(*wire.hello[4:])), **ending))
-        for how in EVERY:
-            outcome = await wire.read(claude, how)
-            assert (outcome.text, outcome.error) == ("Hello, world", None), how
-        told = wire.told(claude)
-    assert (told.successes, told.failures) == (5, {})
+
+        async def break_once_received() -> None:
+            await wire.until(lambda: wire.told(claude).since(before).successes == 1)
+            received.set()
+
+        for name, ending in LAST.items():
+            for how in EVERY:
+                received, before = threading.Event(), wire.told(claude)
+                server.answer(wire.Answer(parts, **ending, after=received))
+                async with anyio.create_task_group() as group:
+                    group.start_soon(break_once_received)
+                    outcome = await wire.read(claude, how)
+                told = wire.told(claude).since(before)
+                found = (outcome.text, outcome.error, told.successes, told.failures, len(server.requests))
+                if found != ("Hello, world", None, 1, {}, 1):
+                    wrong.append(f"{name}, {how}: {found}")
+        assert not wrong, "\n".join(wrong)
+        # One that has come to its own end may be used again.
+        assert await wire.until(lambda: server.open_connections <= 1)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_break_that_comes_with_the_last_event_loses_nothing_unsaid(
+    wire: Any, server: Any, transport: str
+) -> None:
+    """Whatever the transport drops: the text is whole, or one has a typed error; and it is counted accordingly."""
+    parts = (wire.sse(*wire.hello[:4]), wire.sse(*wire.hello[4:]))
+    async with wire.connected(server, transport=transport) as claude:
+        for ending in LAST.values():
+            for how in EVERY:
+                server.answer(wire.Answer(parts, **ending))
+                before = wire.told(claude)
+                outcome = await wire.read(claude, how)
+                told = wire.told(claude).since(before)
+                if outcome.error is None:
+                    assert (outcome.text, told.successes) == ("Hello, world", 1)
+                else:
+                    assert isinstance(outcome.error, anthropic.AnthropicError | httpx2.TransportError)
+                    assert told.successes == 0
 
 
 AFTERWARDS: dict[str, bytes] = {
@@ -110,16 +155,13 @@ AFTERWARDS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("more", AFTERWARDS.values(), ids=AFTERWARDS.keys())
-@pytest.mark.parametrize("together", [True, False], ids=["in one chunk", "in its own chunk"])
-async def test_what_follows_the_last_event_is_not_part_of_the_answer(wire: Any, more: bytes, together: bool) -> None:
-    """Neither the message nor the usage nor the outcome changes by it, and nothing is raised for it."""
+async def test_what_follows_the_last_event_is_not_part_of_the_answer(wire: Any, more: bytes) -> None:
+    """Neither the message nor the usage nor the outcome changes by it, in whatever chunk; and nothing is raised."""
     body = wire.sse(*wire.hello)
-    chunks: tuple[Any, ...] = (body + more,) if together else (body, more)
-    if not more:
-        chunks = (body, httpx2.ReadError("gone"))
+    own: tuple[Any, ...] = (body, more or httpx2.ReadError("gone"))
     async with wire.governed() as claude:
-        wire.answer(chunks)
-        for how in OURS:
+        for how, chunks in zip(OURS, [own, (body + more,), own], strict=True):
+            wire.answer(chunks)
             outcome = await wire.read(claude, how)
             assert (outcome.text, outcome.error) == ("Hello, world", None), how
             assert outcome.message.stop_reason == "end_turn"
@@ -200,6 +242,14 @@ BEGUN: dict[str, Callable[[Any], Events]] = {
     "a reason to stop": lambda wire: [wire.start(), *wire.end()[:1]],
     "all but the last event": lambda wire: [wire.start(), *wire.words(0, "Hello"), *wire.end()[:1]],
 }
+# Arguments of a call, as they come, that are no JSON when their block ends; and the text that is told.
+NO_JSON: dict[str, tuple[tuple[str, ...], str]] = {
+    "no JSON": (("{city: ", "Paris}"), "{city: Paris}"),
+    "no JSON at all": (("Paris",), "Paris"),
+    "an early end": (('{"city": ', '"Par'), '{"city": "Par'),
+    "two objects": (("{}", "{}"), "{}{}"),
+    "half a character, escaped": (('{"city": "\\ud83d"}',), '{"city": "\\ud83d"}'),
+}
 
 
 def error_event(kind: str) -> bytes:
@@ -219,43 +269,27 @@ BREAKS: dict[str, tuple[tuple[Any, ...], str]] = {
     "an overload": ((error_event("overloaded_error"),), "overloaded"),
     "a fault of the service": ((error_event("api_error"),), "server"),
 }
-broken_by = pytest.mark.parametrize(("chunks", "counted"), BREAKS.values(), ids=BREAKS.keys())
 
 
-@broken_by
 @pytest.mark.parametrize("came", BEFORE.values(), ids=BEFORE.keys())
-async def test_before_content_a_break_is_retried_unseen(
-    wire: Any, came: Callable[[Any], Events], chunks: tuple[Any, ...], counted: str
-) -> None:
-    """The reader gets the second answer and nothing of the first; the first counts as what it was."""
+async def test_before_content_a_break_is_retried_unseen(wire: Any, came: Callable[[Any], Events]) -> None:
+    """Every reader gets the second answer and nothing of the first; the first counts as what it was."""
     async with wire.governed() as claude:
-        wire.answer((wire.sse(*came(wire)), *chunks), wire.sse(*wire.hello))
-        outcome = await wire.read(claude)
-        told = wire.told(claude)
-    assert (outcome.text, outcome.error) == ("Hello, world", None)
-    assert (wire.canned.asked, told.failures, told.first_tokens) == (2, {counted: 1}, 1)
+        for number, (name, (chunks, counted)) in enumerate(BREAKS.items()):
+            wire.answer((wire.sse(*came(wire)), *chunks), wire.sse(*wire.hello))
+            before = wire.told(claude)
+            outcome = await wire.read(claude, EVERY[number % len(EVERY)])
+            told = wire.told(claude).since(before)
+            assert (outcome.text, outcome.error) == ("Hello, world", None), name
+            assert (wire.canned.asked, told.failures, told.first_tokens) == (2, {counted: 1}, 1), name
 
 
-@pytest.mark.parametrize("how", ["events", "final", "sdk stream", "sdk events"])
-@pytest.mark.parametrize("came", [BEFORE["a ping"], BEFORE["a tool's empty arguments"]], ids=["a ping", "a tool"])
-@broken_by
-async def test_before_content_a_break_is_retried_for_every_reader(
-    wire: Any, came: Callable[[Any], Events], chunks: tuple[Any, ...], counted: str, how: str
-) -> None:
-    """It is the guard that retries, so that it doesn't matter who reads."""
-    async with wire.governed() as claude:
-        wire.answer((wire.sse(*came(wire)), *chunks), wire.sse(*wire.hello))
-        outcome = await wire.read(claude, how)
-    assert (outcome.text, outcome.error) == ("Hello, world", None)
-    assert wire.canned.asked == 2
-
-
-@broken_by
-@pytest.mark.parametrize("how", OURS)
+@pytest.mark.in_turn(broken=BREAKS, how=OURS)
 async def test_a_break_before_content_on_the_last_attempt_is_the_sdks_error(
-    wire: Any, chunks: tuple[Any, ...], counted: str, how: str
+    wire: Any, broken: tuple[tuple[Any, ...], str], how: str
 ) -> None:
     """Nothing had come, so it is no interruption: what the SDK raises for such a request, after two of them."""
+    chunks, counted = broken
     async with wire.governed() as claude:
         wire.answer((wire.sse(wire.start()), *chunks))
         outcome = await wire.read(claude, how)
@@ -264,53 +298,88 @@ async def test_a_break_before_content_on_the_last_attempt_is_the_sdks_error(
     assert (told.attempts, told.failures, told.first_tokens) == (2, {counted: 2}, 0)
 
 
-@broken_by
 @pytest.mark.parametrize("came", BEGUN.values(), ids=BEGUN.keys())
-async def test_after_content_a_break_is_an_interruption(
-    wire: Any, came: Callable[[Any], Events], chunks: tuple[Any, ...], counted: str
-) -> None:
+async def test_after_content_a_break_is_an_interruption(wire: Any, came: Callable[[Any], Events]) -> None:
     """It has begun: asked once, counted as begun, and told with the message so far and its usage."""
     events = came(wire)
     async with wire.governed() as claude:
-        wire.answer((wire.sse(*events), *chunks))
-        outcome = await wire.read(claude)
-        told = wire.told(claude)
-    error = outcome.error
-    assert isinstance(error, StreamInterrupted), repr(error)
-    assert wire.canned.asked == 1
-    assert (told.failures, told.first_tokens) == ({counted: 1}, 1)
-    assert error.partial is not None
-    assert error.partial.stop_reason is None
-    assert len(error.partial.content) == sum(event["type"] == "content_block_start" for event in events)
-    assert (error.usage.input_tokens, error.usage.estimated) == (25, True)
-    assert outcome.complete is False
-    assert "secret" not in str(error)
+        for number, (name, (chunks, counted)) in enumerate(BREAKS.items()):
+            wire.answer((wire.sse(*events), *chunks))
+            before = wire.told(claude)
+            outcome = await wire.read(claude, OURS[number % len(OURS)])
+            told = wire.told(claude).since(before)
+            error = outcome.error
+            assert isinstance(error, StreamInterrupted), f"{name}: {error!r}"
+            assert wire.canned.asked == 1, name
+            assert (told.failures, told.first_tokens) == ({counted: 1}, 1), name
+            assert error.partial is not None, name
+            assert error.partial.stop_reason is None, name
+            assert len(error.partial.content) == sum(event["type"] == "content_block_start" for event in events), name
+            assert (error.usage.input_tokens, error.usage.estimated) == (25, True), name
+            assert outcome.complete is False, name
+            assert "secret" not in str(error), name
 
 
-@pytest.mark.parametrize("how", OURS)
 @pytest.mark.parametrize("came", BEGUN.values(), ids=BEGUN.keys())
-async def test_an_interruption_is_the_same_for_every_reader(wire: Any, came: Callable[[Any], Events], how: str) -> None:
+async def test_an_interruption_is_the_same_for_every_reader(wire: Any, came: Callable[[Any], Events]) -> None:
     """By text, by events or at once: the same error, and what was given out is in it."""
     async with wire.governed() as claude:
         wire.answer((wire.sse(*came(wire)), httpx2.ReadError("gone")))
-        outcome = await wire.read(claude, how)
-    error = outcome.error
-    assert isinstance(error, StreamInterrupted), repr(error)
-    assert error.partial is not None
-    assert how == "final" or outcome.text in {"".join(outcome.partial), ""}
-    assert isinstance(error.cause, httpx2.ReadError)
+        for how in OURS:
+            outcome = await wire.read(claude, how)
+            error = outcome.error
+            assert isinstance(error, StreamInterrupted), f"{how}: {error!r}"
+            assert error.partial is not None, how
+            assert how == "final" or outcome.text in {"".join(outcome.partial), ""}, how
+            assert isinstance(error.cause, httpx2.ReadError), how
 
 
-@pytest.mark.parametrize("came", BEGUN.values(), ids=BEGUN.keys())
-async def test_the_sdks_own_stream_is_not_retried_after_content(wire: Any, came: Callable[[Any], Events]) -> None:
+async def test_the_sdks_own_stream_is_not_retried_after_content(wire: Any) -> None:
     """Whatever it raises, nobody is asked twice, and the attempt counts as begun and broken."""
     async with wire.governed() as claude:
-        wire.answer((wire.sse(*came(wire)), httpx2.ReadError("gone")))
-        outcome = await wire.read(claude, "sdk events")
-        told = wire.told(claude)
-    assert outcome.error is not None
-    assert wire.canned.asked == 1
-    assert (told.failures, told.first_tokens) == ({"connection": 1}, 1)
+        for name, came in BEGUN.items():
+            wire.answer((wire.sse(*came(wire)), httpx2.ReadError("gone")))
+            before = wire.told(claude)
+            outcome = await wire.read(claude, "sdk events")
+            told = wire.told(claude).since(before)
+            assert outcome.error is not None, name
+            assert wire.canned.asked == 1, name
+            assert (told.failures, told.first_tokens) == ({"connection": 1}, 1), name
+
+
+async def test_tool_input_that_is_no_json_says_so(wire: Any) -> None:
+    """A message that ends well has a call to answer: its input is `INVALID_JSON`, with the text as it came."""
+    async with wire.governed() as claude:
+        for name, (parts, text) in NO_JSON.items():
+            events = [*call(wire, *parts), {"type": "content_block_stop", "index": 0}, *wire.end("tool_use")]
+            wire.answer(wire.sse(*events))
+            for how in OURS:
+                outcome = await wire.read(claude, how)
+                assert outcome.error is None, f"{name}, {how}: {outcome.error!r}"
+                assert outcome.message.content[0].input == {"INVALID_JSON": text}, f"{name}, {how}"
+
+
+async def test_half_a_character_is_told_as_one_that_is_missing(wire: Any) -> None:
+    """As such, not as an escape within a tool's input: there is U+FFFD in its place, and an answer that can be sent."""
+    async with wire.governed() as claude:
+        for how in OURS:
+            wire.answer(wire.sse(wire.start(), *wire.words(0, "Hi \ud83d", "!"), *wire.end()))
+            assert (await wire.read(claude, how)).text == "Hi \ufffd!", how
+            stop = {"type": "content_block_stop", "index": 0}
+            wire.answer(wire.sse(*call(wire, '{"city": "\ud83d', '"}'), stop, *wire.end("tool_use")))
+            outcome = await wire.read(claude, how)
+            assert outcome.error is None, how
+            assert outcome.message.content[0].input == {"city": "\ufffd"}, how
+
+
+async def test_tool_input_that_the_limit_cut_off_stays_as_it_came(wire: Any) -> None:
+    """With the stop reason `max_tokens` it is as the SDK makes it of what had come."""
+    events = [*call(wire, '{"city": "Par'), {"type": "content_block_stop", "index": 0}, *wire.end("max_tokens")]
+    async with wire.governed() as claude:
+        wire.answer(wire.sse(*events))
+        outcome = await wire.read(claude)
+    assert outcome.error is None
+    assert "INVALID_JSON" not in outcome.message.content[0].input
 
 
 LASTING = ["invalid_request_error", "authentication_error", "permission_error", "not_found_error", "request_too_large"]
@@ -342,7 +411,7 @@ ENDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_breaks_of_a_real_connection_are_told_by_what_had_come(wire: Any, server: Any, transport: str) -> None:
     """Each way in which a connection ends, before and after content, by both transports: retried, or interrupted."""
     wrong: list[str] = []

@@ -212,35 +212,36 @@ async def text_by_the_sdk(chunks: Sequence[bytes]) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 async def test_a_thousand_streams_in_any_valid_spelling_say_the_same(wire: Any, seed: int) -> None:
     """Text equals that of the SDK's decoder; usage, begun, complete and the breaker are right; 100 streams a seed."""
     chance = random.Random(seed)
     wrong: list[str] = []
     async with wire.governed(max_attempts=1, breaker=BreakerOptions()) as claude:
+        after = wire.told(claude)
         for number in range(100):
             spelling = Spelling.picked(chance)
             events, text, tokens, stop_reason = told(wire, chance)
             body = Speller(spelling, chance).stream(events)
             encoding = chance.choice(("identity", "identity", "gzip", "deflate"))
             chunks = wire.compressed(encoding, in_chunks(body, chance, bytewise=number % 20 == 0))
-            by_the_sdk = await text_by_the_sdk(in_chunks(body, chance, bytewise=False))
-            assert by_the_sdk == text
+            assert await text_by_the_sdk((body,)) == text
             wire.answer(chunks, content_encoding=encoding)
-            before = wire.told(claude)
             outcome = await wire.read(claude, wire.ours[number % 3])
-            after = wire.told(claude)
+            before, after = after, wire.told(claude)
+            told_now = after.since(before)
             message = outcome.message
             is_so = {
                 "no error": outcome.error is None,
                 "text": outcome.text == text,
                 "complete": outcome.complete is True,
                 "stop reason": message is not None and message.stop_reason == stop_reason,
-                "counted as a success": after.successes - before.successes == 1,
-                "tokens": tuple(b - a for a, b in zip(before.tokens, after.tokens, strict=True)) == tokens,
+                "counted as a success": told_now.successes == 1,
+                "tokens": told_now.tokens == tokens,
                 "usage": (u := outcome.usage) is not None
                 and (u.input_tokens, u.cache_read_input_tokens, u.output_tokens, u.estimated) == (*tokens, False),
-                "begun": after.first_tokens - before.first_tokens == 1,
+                "begun": told_now.first_tokens == 1,
                 "breaker": after.breakers == {"closed"},
             }
             if not all(is_so.values()):
@@ -252,9 +253,13 @@ async def test_a_thousand_streams_in_any_valid_spelling_say_the_same(wire: Any, 
 
 @pytest.mark.parametrize("seed", range(100, 103))
 async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any, seed: int) -> None:
-    """Through the guards, the SDK's own stream gives what it gives without them, and is counted as what it is."""
+    """Through the guards, the SDK's own stream gives what it gives without them, and is counted as what it is.
+
+    What it can't read without them, it can't with them; and then the attempt may count as left.
+    """
     chance = random.Random(seed)
     wrong: list[str] = []
+    unread = 0
     async with wire.governed(max_attempts=1) as claude:
         for number in range(50):
             spelling = Spelling.picked(chance)
@@ -264,16 +269,19 @@ async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any,
             how = "sdk events" if spelling.name == "missing" or spelling.mark or number % 2 else "sdk stream"
             before = wire.told(claude)
             bare, governed = await wire.read(wire.bare, how), await wire.read(claude, how)
-            after = wire.told(claude)
+            now = wire.told(claude).since(before)
+            readable = bare.error is None
             is_so = {
                 "text": governed.text == bare.text,
                 "error": type(governed.error) is type(bare.error),
-                "counted as a success": after.successes - before.successes == 1,
-                "tokens": tuple(b - a for a, b in zip(before.tokens, after.tokens, strict=True)) == tokens,
-                "begun": after.first_tokens - before.first_tokens == 1,
+                "counted as a success": now.successes == 1 or not readable,
+                "tokens": now.tokens == tokens or not readable,
+                "begun": now.first_tokens == 1,
             }
+            unread += not readable
             if not all(is_so.values()):
                 wrong.append(f"{[name for name, so in is_so.items() if not so]} {how} {spelling} {governed.error!r}")
+    assert unread < 10
     assert not wrong, f"{len(wrong)} of 50 streams, such as:\n" + "\n".join(wrong[:8])
 
 
@@ -305,38 +313,27 @@ SPELLINGS: dict[str, Spelling] = {
     "no line end at the end": Spelling(last="no line end"),
     "no blank line at the end, no event lines": Spelling(last="no blank line", name="missing"),
 }
-spelled = pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS.keys())
 
 
-@spelled
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS.keys())
 async def test_a_spelling_read_in_each_of_our_ways(wire: Any, spelling: Spelling) -> None:
-    """By text, by events or at once: the text is whole, the usage exact, and the attempt a success that began."""
+    """By text, by events or at once: the text is whole, the usage exact, and the attempt a success that began.
+
+    However it is written, a good stream is no failure of the service: the breaker, told of six, stays closed.
+    """
     body = Speller(spelling, random.Random(1)).stream(wire.hello)
-    async with wire.governed() as claude:
+    async with wire.governed(breaker=BreakerOptions(minimum=4, window=8)) as claude:
         wire.answer(body)
-        for how in wire.ours:
+        for how in (*wire.ours, *wire.ours):
             outcome = await wire.read(claude, how)
             assert outcome.error is None, how
             assert (outcome.text, outcome.complete) == ("Hello, world", True), how
             assert not outcome.usage.estimated, how
         told = wire.told(claude)
-    assert wire.canned.asked == 3
-    assert (told.attempts, told.successes, told.first_tokens) == (3, 3, 3)
-    assert told.tokens == (75, 9, 45)
-
-
-@spelled
-async def test_many_streams_of_a_spelling_leave_the_breaker_closed(wire: Any, spelling: Spelling) -> None:
-    """However it is written, a good stream is no failure of the service: the 8th is sent like the first."""
-    body = Speller(spelling, random.Random(2)).stream(wire.hello)
-    async with wire.governed(breaker=BreakerOptions(minimum=4, window=8)) as claude:
-        wire.answer(body)
-        for _ in range(8):
-            outcome = await wire.read(claude)
-            assert (outcome.text, outcome.error) == ("Hello, world", None)
-        told = wire.told(claude)
+    assert wire.canned.asked == 6
+    assert (told.attempts, told.successes, told.first_tokens, told.failures) == (6, 6, 6, {})
+    assert told.tokens == (150, 18, 90)
     assert told.breakers == {"closed"}
-    assert (told.successes, told.failures) == (8, {})
 
 
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
@@ -353,9 +350,8 @@ async def test_every_spelling_over_a_connection(wire: Any, server: Any, transpor
             server.answer(wire.Answer(parts, headers={"content-encoding": encoding}, framing=framing))
             before = wire.told(claude)
             outcome = await wire.read(claude)
-            after = wire.told(claude)
-            gained = tuple(b - a for a, b in zip(before.tokens, after.tokens, strict=True))
-            found = (outcome.text, outcome.error, after.successes - before.successes, gained, len(server.requests))
+            now = wire.told(claude).since(before)
+            found = (outcome.text, outcome.error, now.successes, now.tokens, len(server.requests))
             if found != ("Hello, world", None, 1, (25, 3, 15), 1):
                 wrong.append(f"{name}, {encoding}, {framing}: {found}")
     assert not wrong, "\n".join(wrong)
@@ -375,10 +371,10 @@ async def test_where_a_stream_is_cut_never_shows(wire: Any, spelling: Spelling) 
     events = [wire.start(), *wire.words(0, "Héllo 🎉"), *wire.end()]
     body = Speller(spelling, random.Random(3)).stream(events)
     wrong: list[tuple[int, ...]] = []
-    apart = len(body) // 5
+    # Far from each other, so that each cut is tried nearly alone.
+    apart = 47
     async with wire.governed(max_attempts=1) as claude:
-        for place in range(1, apart + 5):
-            # Far from each other, so that each cut is tried alone.
+        for place in range(1, apart + 1):
             places = tuple(range(place, len(body), apart))
             wire.answer(wire.cut(body, *places))
             outcome = await wire.read(claude)
@@ -420,8 +416,7 @@ async def test_a_stream_is_one_under_any_spelling_of_its_content_type(wire: Any,
     assert told.tokens == (125, 15, 75)
 
 
-@pytest.mark.parametrize("content_type", CONTENT_TYPES[:6])
-@pytest.mark.parametrize("how", ["text", "sdk stream"])
+@pytest.mark.in_turn(content_type=CONTENT_TYPES[:7], how=["text", "sdk stream"])
 async def test_a_failure_before_content_is_retried_under_any_content_type(
     wire: Any, content_type: str | None, how: str
 ) -> None:
@@ -477,10 +472,10 @@ LIVE: dict[str, tuple[Spelling, str]] = {
 }
 
 
-@pytest.mark.parametrize(("spelling", "encoding"), LIVE.values(), ids=LIVE.keys())
-@pytest.mark.parametrize("how", ["text", "sdk events"])
-async def test_text_is_given_when_its_event_has_come(wire: Any, spelling: Spelling, encoding: str, how: str) -> None:
+@pytest.mark.in_turn(sent=LIVE, how=["text", "text", "sdk events"])
+async def test_text_is_given_when_its_event_has_come(wire: Any, sent: tuple[Spelling, str], how: str) -> None:
     """What is whole is handed on at once, before any byte that follows; then it is counted as begun."""
+    spelling, encoding = sent
     if how == "sdk events" and spelling.name == "missing":
         spelling = Spelling(name="first", ends=spelling.ends)
     events = wire.hello
