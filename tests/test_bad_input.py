@@ -254,6 +254,7 @@ async def test_a_server_that_never_answers_is_asked_again(simulator: Simulator, 
         await nothing_left(claude, simulator)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_nobody_listening_is_a_connection_error(transport: Any) -> None:
     """A refused connection is retried, and then told with how often it was tried."""

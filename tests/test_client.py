@@ -128,6 +128,7 @@ class TestCreation:
             Client(log=False)
         assert Client(allow_http=True, log=False).sdk.base_url == "http://example.com"
 
+    @pytest.mark.lengthy
     def test_the_address_of_the_environment_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """`ANTHROPIC_BASE_URL` counts unless `base_url` is given; else it is the public API."""
         assert str(Client(log=False).sdk.base_url) == "https://api.anthropic.com"
@@ -150,6 +151,7 @@ class TestCreation:
             assert connector.limit >= 5000
             assert connector.limit_per_host == 0 or connector.limit_per_host >= 5000
 
+    @pytest.mark.lengthy
     def test_the_timeout_is_the_sdks_unless_given(self) -> None:
         """Any value would switch off the SDK's guard against long requests, so none is set by default."""
         assert not Client(log=False).sdk._timeout_overridden
@@ -794,6 +796,7 @@ class TestLife:
         await _until(lambda: not _tasks())
         assert claude.sdk.is_closed()
 
+    @pytest.mark.lengthy
     def test_a_loop_that_ends_first_leaves_no_connection(self) -> None:
         """A client that nobody closed is closed with its event loop, which cancels all tasks when it ends."""
         simulator = Simulator()

@@ -5,6 +5,7 @@ Neither the network nor uv is needed here. Whatever fails: `python -m nox -s loc
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -21,12 +22,24 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "requirements"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCK: dict[str, Any] = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
-(OURS,) = (package for package in LOCK["package"] if package["source"] == {"editable": "."})
 INSTALLED: dict[str, dict[str, Any]] = PROJECT["tool"]["penstock"]["requirements"]
 LINE = re.compile(
     r"(?P<name>[\w.-]+)==(?P<version>[^\s;]+)( ; [^\\]+)?(?P<hashes>( \\\n    --hash=sha256:[0-9a-f]{64})*)\n"
 )
+
+
+@functools.cache
+def lock() -> list[dict[str, Any]]:
+    """All locked packages."""
+    packages: list[dict[str, Any]] = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    return packages
+
+
+def lock_of_the_project() -> dict[str, Any]:
+    """What the lock remembers of `pyproject.toml`."""
+    (ours,) = (package for package in lock() if package["source"] == {"editable": "."})
+    metadata: dict[str, Any] = ours["metadata"]
+    return metadata
 
 
 def listed(name: str) -> dict[tuple[str, str], set[str]]:
@@ -58,7 +71,7 @@ def locked(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The locked packages that an entry of the lock means: one, but for packages that differ between Pythons."""
     return [
         package
-        for package in LOCK["package"]
+        for package in lock()
         if package["name"] == entry["name"] and package["version"] == entry.get("version", package["version"])
     ]
 
@@ -87,7 +100,7 @@ def remembered(entry: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", sorted(PROJECT["dependency-groups"]))
 def test_the_lock_knows_what_a_group_asks_for(name: str) -> None:
     """A requirement that was changed, and not locked, would not be what is installed."""
-    assert set(map(remembered, OURS["metadata"]["requires-dev"][name])) == {str(entry) for entry in group(name)}
+    assert set(map(remembered, lock_of_the_project()["requires-dev"][name])) == {str(entry) for entry in group(name)}
 
 
 def test_the_lock_knows_what_the_project_asks_for() -> None:
@@ -95,7 +108,7 @@ def test_the_lock_knows_what_the_project_asks_for() -> None:
     asked = {str(Requirement(entry)) for entry in PROJECT["project"]["dependencies"]}
     for extra, entries in PROJECT["project"]["optional-dependencies"].items():
         asked |= {str(Requirement(f"{entry}; extra == '{extra}'")) for entry in entries}
-    assert set(map(remembered, OURS["metadata"]["requires-dist"])) == asked
+    assert set(map(remembered, lock_of_the_project()["requires-dist"])) == asked
 
 
 def test_there_is_a_file_for_each_entry_and_no_other() -> None:
@@ -108,7 +121,7 @@ def test_a_file_lists_what_the_lock_says(name: str) -> None:
     """Every package that is needed and no other, in its locked version, with all its hashes."""
     pins = listed(name)
     assert pins.keys() == needed(asked_for(**INSTALLED[name]))
-    for package in LOCK["package"]:
+    for package in lock():
         files = [*package.get("wheels", ()), *filter(None, [package.get("sdist")])]
         hashes = pins.get((package["name"], package["version"]))
         assert hashes is None or hashes == {file["hash"] for file in files}, package["name"]

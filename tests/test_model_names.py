@@ -11,13 +11,13 @@ import warnings
 from pathlib import Path
 
 import pytest
-from anthropic.resources.beta.messages import messages as beta
-from anthropic.resources.messages import messages as stable
+from anthropic.resources.messages import DEPRECATED_MODELS
 
 ROOT = Path(__file__).parent.parent
 READ = ["README.md", "docs/**/*.md", "docs/**/*.py", "benchmarks/**/*.py", "src/**/*.py", "tests/**/*.py"]
-OUTDATED = {**stable.DEPRECATED_MODELS, **beta.DEPRECATED_MODELS}
-NAME = re.compile(rf"(?<![\w.@-])(?:{'|'.join(map(re.escape, sorted(OUTDATED, key=len, reverse=True)))})(?![\w.@:-])")
+NAME = re.compile(
+    rf"(?<![\w.@-])(?:{'|'.join(map(re.escape, sorted(DEPRECATED_MODELS, key=len, reverse=True)))})(?![\w.@:-])"
+)
 # These are about models of any age: what they cost, what they take, which share their limits.
 ABOUT_MODELS = {
     "src/penstock/simulator/models.py",
@@ -40,7 +40,7 @@ def asked_in(text: str) -> set[str]:
 
 def test_a_name_is_found_whole() -> None:
     """And not in a longer one, which may be current."""
-    name = next(iter(OUTDATED))
+    name = next(iter(DEPRECATED_MODELS))
     assert asked_in(f'model="{name}"') == {name}
     assert not asked_in(f'model="{name}-and-more"')
     assert not asked_in(f'model="eu.anthropic.{name}"')
@@ -53,4 +53,4 @@ def test_no_model_that_is_asked_is_outdated() -> None:
         place = path.relative_to(ROOT).as_posix()
         for name in sorted(asked_in(path.read_text(encoding="utf-8"))):
             if place not in ABOUT_MODELS and (place, name) != UNPRICED:
-                warnings.warn(f"{place} names {name}, which ends on {OUTDATED[name]}", stacklevel=1)
+                warnings.warn(f"{place} names {name}, which ends on {DEPRECATED_MODELS[name]}", stacklevel=1)

@@ -197,6 +197,7 @@ async def _failure(claude: Client, fault: str, changes: dict[str, Any]) -> Excep
     return caught[0] if caught else None
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_a_key_that_is_no_header_is_not_shown(transport: Any) -> None:
     """What can't be sent is quoted by those who can't send it; not the key, nor the prompt."""
@@ -231,6 +232,7 @@ async def test_a_client_and_its_parts_show_no_key() -> None:
     assert penstock._core.secret.key_name(KEY) in told  # type: ignore[attr-defined]
 
 
+@pytest.mark.lengthy
 async def test_the_sdk_s_debug_log_shows_no_key(caplog: pytest.LogCaptureFixture) -> None:
     """Even at its most talkative the SDK is given nothing to show: the header's value masks itself."""
     caplog.set_level(logging.DEBUG)

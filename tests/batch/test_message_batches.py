@@ -169,6 +169,7 @@ def asked(simulator: Simulator, method: str, ending: str = "") -> list[float]:
 # Results.
 
 
+@pytest.mark.lengthy
 async def test_every_request_is_answered_at_half_the_price(virtual_time: VirtualTime) -> None:
     """Plain prompts and requests alike come back with their own answers, as a fan-out's would, for half the money."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
@@ -420,6 +421,7 @@ async def test_it_runs_once_and_inside_its_block(virtual_time: VirtualTime) -> N
 # Waiting.
 
 
+@pytest.mark.lengthy
 async def test_a_batch_is_looked_at_less_and_less_often(virtual_time: VirtualTime) -> None:
     """First after about 5 seconds, in the end once a minute, never at the same pace as everybody else."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
@@ -706,7 +708,7 @@ class Killed:
 
     async def until(self, moment: float, size: int) -> None:
         """Run until a time of the event loop."""
-        with anyio.move_on_at(moment):
+        with anyio.CancelScope(deadline=moment):
             async with (
                 governed(self.simulator) as claude,
                 claude.batch(prompts(size), model=MODEL, max_tokens=100, **self.options) as results,
@@ -1361,6 +1363,7 @@ async def test_odd_lines_of_a_results_file_are_passed_over(
     assert len((tmp_path / "run.jsonl").read_bytes().splitlines()) == 5
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "result",
     [{"type": "paused"}, {"type": "succeeded", "message": None}, {"type": "succeeded", "message": {"model": MODEL}}],

@@ -173,6 +173,7 @@ class TestFanOut:
         assert last.expected_cost_usd == last.cost_usd
         assert last.left_s == 0
 
+    @pytest.mark.lengthy
     async def test_progress_is_shown_on_the_standard_error(
         self, virtual_time: VirtualTime, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -88,6 +88,7 @@ class TestResume:
         # What was under way when the first run was left is asked again, and nothing else.
         assert sum(counts.values()) - 40 <= 4
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("order", ORDERS)
     async def test_what_is_answered_is_given_again_if_asked_for(self, path: Path, order: Order) -> None:
         """With the same message, at its place in the input."""

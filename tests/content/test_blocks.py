@@ -268,6 +268,7 @@ class TestPixels:
         block: Any = await penstock.image(file_of(noise.convert("RGBA"), "PNG", compress_level=0))
         assert block["source"]["media_type"] == "image/jpeg"
 
+    @pytest.mark.lengthy
     async def test_drawings_stay_sharp_and_photos_small(self) -> None:
         """PNG for what was one, while it is small; JPEG for photos."""
         drawing: Any = await penstock.image(file_of(Image.new("RGB", (2000, 900), "navy"), "PNG"))
@@ -325,6 +326,7 @@ class TestPixels:
         block: Any = await penstock.image(mine)
         assert (block["source"]["media_type"], mine.size) == ("image/jpeg", (2000, 1000))
 
+    @pytest.mark.lengthy
     async def test_it_works_where_the_system_has_no_files_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """They only spare the interpreter's lock."""
         data = file_of(photo(2000, 1000))
@@ -632,6 +634,7 @@ async def _as_coroutine(data: bytes) -> None:
     await penstock.image(data)
 
 
+@pytest.mark.lengthy
 async def test_blocks_stand_in_messages(simulator: Simulator) -> None:
     """The API takes them as they are."""
     content: Any = [

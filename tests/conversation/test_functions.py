@@ -168,6 +168,7 @@ async def test_a_pause_and_a_cut_end_or_go_on_as_ever(simulator: Simulator) -> N
     assert all(entry.status == 200 for entry in simulator.journal)
 
 
+@pytest.mark.lengthy
 async def test_nothing_is_trimmed_between_calls() -> None:
     """The question may begin with a shorter history; from then on it stays, and what can't fit any more is told."""
     simulator = Simulator(thinking=True, output_tokens=50)

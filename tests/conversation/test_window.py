@@ -321,6 +321,7 @@ class TestCompaction:
         assert more["context_management"]["edits"][0] == edit
         assert more["context_management"]["edits"][1]["trigger"]["value"] == 50_000
 
+    @pytest.mark.lengthy
     async def test_a_model_that_does_not_compact_is_trimmed(self, simulator: Simulator) -> None:
         """By the sliding window."""
         async with simulator.client() as sdk:

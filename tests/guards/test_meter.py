@@ -141,6 +141,7 @@ async def test_a_broken_stream_is_a_failure_with_estimated_tokens(simulator: Sim
     assert total.estimated_share == 0.5
 
 
+@pytest.mark.lengthy
 async def test_models_are_apart_and_bounded_in_number() -> None:
     """The first 100 models have sums of their own, the others are together under `other`."""
 

@@ -95,6 +95,7 @@ async def test_a_batch_goes_through_its_states(virtual_time: VirtualTime) -> Non
         assert ended.results_url == f"http://simulator.invalid/v1/messages/batches/{made.id}/results"
 
 
+@pytest.mark.lengthy
 async def test_results_answer_each_request_in_another_order(virtual_time: VirtualTime) -> None:
     """Each custom_id gets the answer to its own prompt, in the tier `batch`, always the same, shuffled by the seed."""
     simulator = Simulator()
@@ -177,6 +178,7 @@ def test_a_batch_may_have_256_mb() -> None:
     assert exchange.begin() == 413
 
 
+@pytest.mark.lengthy
 async def test_the_service_fails_for_some(virtual_time: VirtualTime) -> None:
     """A share of the requests, the same ones for one seed, is errored with what may be tried again."""
     options = BatchOptions(errored=0.5)

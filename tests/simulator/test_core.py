@@ -391,6 +391,7 @@ TOOL = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.lengthy
 @given(
     st.fixed_dictionaries(
         {

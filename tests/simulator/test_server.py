@@ -91,6 +91,7 @@ async def read(response: httpx2.Response, into: bytearray) -> None:
         into += chunk
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_truncated_body_ends_early(served: tuple[Simulator, str], stream: bool) -> None:
     """Headers and a part of the body arrive, then the connection is closed."""

@@ -281,6 +281,7 @@ async def test_text_goes_on_after_events(wire: Any) -> None:
     assert (await anext(answer)).snapshot == "abc"  # type: ignore[union-attr]
 
 
+@pytest.mark.lengthy
 async def test_large_tiny_and_odd_deltas_arrive_as_they_are(wire: Any) -> None:
     """A megabyte in one delta, 10,000 tiny ones, NUL, other line ends, and nothing."""
     texts = ["x" * 1_000_000, *["y"] * 10_000, "\0", "a\r\nb\u2028c", ""]

@@ -164,6 +164,7 @@ def test_limits_and_priority_are_kept(api: Api, prompts: Path) -> None:
     assert not logging.getLogger("penstock").isEnabledFor(logging.INFO)
 
 
+@pytest.mark.lengthy
 def test_batches_give_the_same(api: Api, prompts: Path, tmp_path: Path) -> None:
     """Through message batches the same input gives the same results, in the same kind of file."""
     output = tmp_path / "results.jsonl"
@@ -213,6 +214,7 @@ def test_the_standard_input_may_be_a_file(api: Api, prompts: Path, monkeypatch: 
     assert api.prompts() == []
 
 
+@pytest.mark.lengthy
 def test_a_bad_line_of_a_pipe_lets_the_others_finish(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What came before the bad line is answered and kept, nothing after it is asked; mended, the run goes on."""
     output = tmp_path / "results.jsonl"
@@ -277,6 +279,7 @@ def test_a_full_disk_behind_the_standard_output_is_told(
 # Going on
 
 
+@pytest.mark.lengthy
 def test_a_file_that_is_there_is_not_touched(api: Api, prompts: Path, tmp_path: Path) -> None:
     """An output that exists is refused without `--resume`, and stays as it is; an empty one is as good as none."""
     output = tmp_path / "results.jsonl"
@@ -297,6 +300,7 @@ def test_what_is_left_of_a_journal_is_noticed(api: Api, prompts: Path, tmp_path:
     assert f"{beside} exists" in err
 
 
+@pytest.mark.lengthy
 def test_a_run_goes_on_where_it_ended(api: Api, prompts: Path, tmp_path: Path) -> None:
     """With `--resume` nothing answered is asked again, and new requests are."""
     output = tmp_path / "results.jsonl"
@@ -332,6 +336,7 @@ def test_failures_can_be_asked_again(api: Api, prompts: Path, tmp_path: Path) ->
     assert len(api.prompts()) == 4
 
 
+@pytest.mark.lengthy
 def test_another_run_s_file_is_refused(api: Api, prompts: Path, tmp_path: Path) -> None:
     """If the requests have changed, or are others, that is told before anything is sent."""
     output = tmp_path / "results.jsonl"
@@ -469,6 +474,7 @@ def test_an_output_that_can_t_be_made_is_told(api: Api, prompts: Path, tmp_path:
     assert api.prompts() == []
 
 
+@pytest.mark.lengthy
 def test_a_disk_that_fills_up_ends_it(api: Api, prompts: Path, tmp_path: Path) -> None:
     """When results can't be kept any more, it stops with 1, and says why and how to go on."""
     output = tmp_path / "results.jsonl"
@@ -499,6 +505,7 @@ def test_too_many_failures_end_it(api: Api, prompts: Path, tmp_path: Path) -> No
 # What is shown
 
 
+@pytest.mark.lengthy
 def test_quiet_is_quiet(api: Api, prompts: Path, tmp_path: Path) -> None:
     """With `--quiet` nothing is said unless it stops the run; the exit code tells."""
     api.simulator.inject("not_found")
@@ -589,6 +596,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert len(api.prompts()) - before == 40 - answered
 
 
+@pytest.mark.lengthy
 def test_interrupted_batches_go_on(api: Api, prompts: Path, tmp_path: Path) -> None:
     """Batches that are under way at an interrupt are collected by the next run, and not submitted again."""
     output = tmp_path / "results.jsonl"
@@ -618,6 +626,7 @@ def test_interrupted_batches_go_on(api: Api, prompts: Path, tmp_path: Path) -> N
     assert submitted() == 1
 
 
+@pytest.mark.lengthy
 def test_a_mistyped_model_can_be_mended(api: Api, prompts: Path, tmp_path: Path) -> None:
     """All fail; with the right model and `--retry-failed` the same file holds the answers."""
     out = tmp_path / "results.jsonl"

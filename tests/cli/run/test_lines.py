@@ -93,6 +93,7 @@ def test_a_line_is_as_long_as_a_request_may_be() -> None:
     assert [len(line) for _, line in read_lines(Pieces(b"\n", b"x" * LONGEST, b"\ny"))] == [0, LONGEST, 1]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_a_line_that_no_request_can_be_is_refused(end: bytes) -> None:
     """Beyond 32 MB a line is refused by its number, with its end or without."""

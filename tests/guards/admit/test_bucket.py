@@ -164,6 +164,7 @@ def test_the_wait_is_exact(per_minute: float, taken: float, amount: float) -> No
         loop.close()
 
 
+@pytest.mark.lengthy
 async def test_sleeping_the_wait_is_enough(virtual_time: VirtualTime) -> None:
     """Ten thousand requests, each after the wait told, take exactly the time that the rate allows."""
     bucket, waits = TokenBucket(600, capacity=10, name="requests"), 0

@@ -27,6 +27,7 @@ def characters(value: Any) -> int:
     return sum(characters(inner) for inner in value) if isinstance(value, list) else 0
 
 
+@pytest.mark.lengthy
 @given(json_values)
 def test_all_text_counts_wherever_it_stands(body: Any) -> None:
     """System prompt, tools, results: every string value, however deep, and nothing else."""

@@ -241,6 +241,7 @@ async def test_limits_are_learned_once_and_told(virtual_time: VirtualTime) -> No
     assert site.bucket("requests").per_minute == 50
 
 
+@pytest.mark.lengthy
 async def test_configured_limits_are_an_upper_bound(virtual_time: VirtualTime) -> None:
     """The API allows more; the caller wants less, by model."""
     site = Site(Simulator(requests_per_minute=1000), limits={"claude-sonnet-*": Limits(requests_per_minute=30)})
@@ -827,6 +828,7 @@ async def test_a_session_stays_with_its_organization(virtual_time: VirtualTime) 
     assert len({entry.key for entry in site.simulator.journal}) == 1
 
 
+@pytest.mark.lengthy
 async def test_adaptive_concurrency_follows_what_the_service_bears(virtual_time: VirtualTime) -> None:
     """Overloads take slots away, successes bring them back, within the bounds."""
     simulator = Simulator(latency_s=1)
