@@ -72,7 +72,7 @@ def test_a_run_tells_every_figure_and_judges_every_target(
     judged = [line for line in printed.splitlines() if "≤" in line]
     assert len(judged) == 3 * 2 + 2
     assert all(line.endswith(("| ✓ |", "| ✗ |")) for line in judged)
-    assert len(re.findall(r"(?:entered|crossings|from module to module) \| [1-9]\d+ ", printed)) == 3 * 3
+    assert len(re.findall(r"(?:entered|crossings|from module to module) \| [1-9][\d,]+ ", printed)) == 3 * 3
     for told in ("hold code", "code lines of a file: median", "public module paths"):
         assert told in printed
 

@@ -117,7 +117,8 @@ class Inbox:
             event = decode(raw)
             self.end(error_of_event("" if event is None else event.data, self._response))
         elif name not in {"ping", ""}:
-            self.begun = self.begun or _brings_content(name, raw)
+            # One that can't be decoded ends it here, as it does for a scanner.
+            self.begun = self.begun or brings_content(name, data_of(raw))
             if name in {"message_start", "message_delta"}:
                 self._notes.append(raw)
             self.events.append(raw)
@@ -143,11 +144,3 @@ class Inbox:
                     self._usage = self._usage.updated(counts, for_an_hour=self._for_an_hour)
                 reason = field_of(field_of(data, "delta"), "stop_reason")
                 self._stop_reason = reason if isinstance(reason, str) else self._stop_reason
-
-
-def _brings_content(name: str, raw: bytes) -> bool:
-    data: object = None
-    # One that can't be decoded is told of where it is taken.
-    with contextlib.suppress(InvalidStream):
-        data = data_of(raw)
-    return brings_content(name, data)

@@ -385,7 +385,6 @@ class Stream:
         """Fail because of an event that can't be understood."""
         inbox = self._inbox
         inbox.over = True
-        inbox.complete = False
         inbox.cause = inbox.cause or as_sdk_error(cause, self._response.request)
         inbox.events.clear()
         raise self._failure_for(inbox.cause)
