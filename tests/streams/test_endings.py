@@ -123,17 +123,16 @@ async def test_a_break_that_comes_with_the_last_event_loses_nothing_unsaid(
     """Whatever the transport drops: the text is whole, or one has a typed error; and it is counted accordingly."""
     parts = (wire.sse(*wire.hello[:4]), wire.sse(*wire.hello[4:]))
     async with wire.connected(server, transport=transport) as claude:
-        for ending in LAST.values():
-            for how in EVERY:
-                server.answer(wire.Answer(parts, **ending))
-                before = wire.told(claude)
-                outcome = await wire.read(claude, how)
-                told = wire.told(claude).since(before)
-                if outcome.error is None:
-                    assert (outcome.text, told.successes) == ("Hello, world", 1)
-                else:
-                    assert isinstance(outcome.error, anthropic.AnthropicError | httpx2.TransportError)
-                    assert told.successes == 0
+        for how, ending in zip(EVERY, LAST.values(), strict=True):
+            server.answer(wire.Answer(parts, **ending))
+            before = wire.told(claude)
+            outcome = await wire.read(claude, how)
+            told = wire.told(claude).since(before)
+            if outcome.error is None:
+                assert (outcome.text, told.successes) == ("Hello, world", 1)
+            else:
+                assert isinstance(outcome.error, anthropic.AnthropicError | httpx2.TransportError)
+                assert told.successes == 0
 
 
 AFTERWARDS: dict[str, bytes] = {

@@ -260,7 +260,7 @@ async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any,
     wrong: list[str] = []
     unread = 0
     async with wire.governed(max_attempts=1) as claude:
-        for number in range(30):
+        for number in range(20):
             spelling = Spelling.picked(chance)
             events, _, tokens, _ = told(wire, chance)
             body = Speller(spelling, chance).stream(events)
@@ -280,8 +280,8 @@ async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any,
             unread += not readable
             if not all(is_so.values()):
                 wrong.append(f"{[name for name, so in is_so.items() if not so]} {how} {spelling} {governed.error!r}")
-    assert unread < 6
-    assert not wrong, f"{len(wrong)} of 30 streams, such as:\n" + "\n".join(wrong[:8])
+    assert unread < 5
+    assert not wrong, f"{len(wrong)} of 20 streams, such as:\n" + "\n".join(wrong[:8])
 
 
 SPELLINGS: dict[str, Spelling] = {
