@@ -2,8 +2,8 @@
 
 For each kind of answer: the longest time between two turns of the event loop while it is read (target: 20 ms), the
 CPU of twice the length against that of the length (linear: 2), and the most memory that it takes. Each kind runs in a
-process of its own, which is ended after a while, so that one that hangs is told as one. At last, how long a reader
-waits for the end of an answer whose connection stays open.
+process of its own (all in one, with `--quick`), which is ended after a while, so that one that hangs is told as one.
+At last, how long a reader waits for the end of an answer whose connection stays open.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HOLD_MS: Final = 20.0
 LINEAR: Final = 2.6
 HELD_MB: Final = 160.0
 GIVEN_UP_S: Final = 60
-GIVEN_UP_QUICKLY_S: Final = 10
+GIVEN_UP_QUICKLY_S: Final = 60
 MESSAGES: Final = [{"role": "user", "content": "Hello"}]
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 START: Final = (
@@ -159,15 +159,18 @@ async def ask(claude: Client, *, stream: bool) -> None:
 
 
 async def longest_hold_s(claude: Client, *, stream: bool) -> float:
-    """Read one answer, and return the longest time between two turns of the loop."""
+    """Read one answer, and return the longest time between two turns of the loop.
+
+    It is the CPU of the loop's own thread: nothing here waits, and what else the machine does is not counted.
+    """
     longest = 0.0
 
     async def turn() -> None:
         nonlocal longest
-        last = time.perf_counter()
+        last = time.thread_time()
         while True:
             await anyio.lowlevel.checkpoint()
-            now = time.perf_counter()
+            now = time.thread_time()
             longest, last = max(longest, now - last), now
 
     async with anyio.create_task_group() as group:
@@ -198,17 +201,24 @@ async def measure(name: str, scale: float) -> dict[str, float]:
         tracemalloc.start()
         await ask(claude, stream=canned.stream)
         held = tracemalloc.get_traced_memory()[1]
-    return {"hold_ms": hold * 1e3, "growth": cpu[1] / max(cpu[0], 1e-4), "cpu_s": cpu[1], "held_mb": held / 1e6}
+        tracemalloc.stop()
+    growth = cpu[1] / max(cpu[0], 1e-4)
+    return {"hold_ms": hold * 1e3, "growth": growth, "half_s": cpu[0], "cpu_s": cpu[1], "held_mb": held / 1e6}
 
 
-def measured(name: str, scale: float, within_s: float) -> dict[str, float] | None:
-    """The same in a process of its own; `None` if it was given up."""
-    command = [sys.executable, __file__, "--kind", name, str(scale)]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=within_s)
-    except subprocess.TimeoutExpired:
-        return None
-    return dict(json.loads(done.stdout))
+def measured(names: Sequence[str], scale: float, within_s: float) -> dict[str, dict[str, float]]:
+    """The same for some kinds, in a process of their own; the one that was given up has no figures."""
+    figures: dict[str, dict[str, float]] = {}
+    while names:
+        command = [sys.executable, __file__, "--kinds", str(scale), *names]
+        try:
+            printed = subprocess.run(command, check=True, capture_output=True, timeout=within_s).stdout
+        except subprocess.TimeoutExpired as ended:
+            printed = ended.stdout or b""
+        told = [json.loads(line) for line in printed.decode().splitlines()]
+        figures |= zip(names, told, strict=False)
+        names = names[len(told) + 1 :]
+    return figures
 
 
 async def wait_for_end_ms() -> float:
@@ -239,30 +249,38 @@ async def wait_for_end_ms() -> float:
 def main() -> None:
     """Measure all kinds, and print what came out."""
     settle_environment()
-    if sys.argv[1:2] == ["--kind"]:
-        print(json.dumps(anyio.run(measure, sys.argv[2], float(sys.argv[3]))))
+    if sys.argv[1:2] == ["--kinds"]:
+        for name in sys.argv[3:]:
+            print(json.dumps(anyio.run(measure, name, float(sys.argv[2]))), flush=True)
         return
-    scale, within_s = (0.02, GIVEN_UP_QUICKLY_S) if quick(__doc__) else (1.0, GIVEN_UP_S)
     print(machine())
+    figures: dict[str, dict[str, float]] = {}
+    if quick(__doc__):
+        figures = measured(list(KINDS), 0.005, GIVEN_UP_QUICKLY_S)
+    else:
+        for name in KINDS:
+            figures |= measured([name], 1.0, GIVEN_UP_S)
     rows: list[list[str]] = []
+    target = f"≤ {HOLD_MS:.0f} ms, ≤ {LINEAR}, ≤ {HELD_MB:.0f} MB"
     for name in KINDS:
-        found = measured(name, scale, within_s)
+        found = figures.get(name)
         if found is None:
-            rows.append([name, f"given up after {within_s} s", "", "", "", "≤ 20 ms", "✗"])
+            rows.append([name, "given up", "", "", "", "", target, "✗"])
             continue
         good = found["hold_ms"] <= HOLD_MS and found["growth"] <= LINEAR and found["held_mb"] <= HELD_MB
         rows.append(
             [
                 name,
                 f"{found['hold_ms']:.1f}",
-                f"{found['growth']:.1f}",
+                f"{found['half_s']:.2f}",
                 f"{found['cpu_s']:.2f}",
+                f"{found['growth']:.1f}",
                 f"{found['held_mb']:.1f}",
-                f"≤ {HOLD_MS:.0f} ms, ≤ {LINEAR}, ≤ {HELD_MB:.0f} MB",
+                target,
                 "✓" if good else "✗",
             ]
         )
-    header = ["Answer", "longest hold, ms", "twice the length ÷ once, CPU", "CPU, s", "held, MB", "target", ""]
+    header = ["Answer", "longest hold, ms", "CPU of half, s", "CPU, s", "ratio", "held, MB", "target", ""]
     table("Hostile answers", header, rows)
     waited = anyio.run(wait_for_end_ms)
     table(

@@ -106,6 +106,7 @@ def check_typed(error: Exception | None, root: type[Exception] = anthropic.APIEr
     assert "secret" not in f"{error}{notes}"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("body", "content_type"), NO_MESSAGE.values(), ids=NO_MESSAGE.keys())
 async def test_what_is_no_message_is_no_answer(
     wire: Any, body: Callable[[dict[str, Any]], bytes], content_type: str
@@ -119,6 +120,7 @@ async def test_what_is_no_message_is_no_answer(
     assert (told.successes, told.attempts) == (0, wire.canned.asked)
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(of=NO_MESSAGE, how=["text", "final", "sdk stream", "sdk events"])
 async def test_what_is_no_stream_is_no_answer_to_one_who_streams(
     wire: Any, of: tuple[Callable[[dict[str, Any]], bytes], str], how: str
@@ -206,6 +208,7 @@ async def test_the_breaker_opens_for_errors_under_the_status_200(wire: Any, kind
     assert told.breakers == {"open" if kind == "overloaded_error" else "closed"}
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(
     name=["an empty object", "content null", "a chat completion", "a page", "an error of a gateway", "nothing"],
     journaled=[True, False],

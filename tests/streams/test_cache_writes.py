@@ -94,6 +94,7 @@ async def usages(wire: Any, events: Sequence[dict[str, Any]], how: str, ask: dic
 CACHES = {"1h": (HOUR, 3_000), "5m": (MINUTES, 1_000), "unsaid": (UNSAID, 1_000)}
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(place=PLACES, how=[*OURS, "sdk events"])
 async def test_what_the_end_adds_has_the_ttl_of_the_request(wire: Any, place: str, how: str) -> None:
     """Wherever the request asks for it: 1,000 were told at the start, and 2,000 more at the end."""

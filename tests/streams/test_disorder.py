@@ -164,6 +164,7 @@ def spelled(events: Events) -> bytes:
     )
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(event=NONSENSE, how=OURS)
 async def test_nonsense_after_content_is_told_with_what_had_come(wire: Any, event: dict[str, Any], how: str) -> None:
     """Either it does no harm, and the text is whole; or it is an interruption that holds the text before it."""
@@ -193,14 +194,15 @@ async def test_statistics_survive_nonsense(wire: Any) -> None:
             assert all(0 <= tokens < 10**12 for tokens in told.tokens), name
 
 
-@pytest.mark.in_turn(name=list(NONSENSE), how=OURS)
-async def test_nonsense_in_place_of_a_start_is_a_typed_error(wire: Any, name: str, how: str) -> None:
+@pytest.mark.lengthy
+async def test_nonsense_in_place_of_a_start_is_a_typed_error(wire: Any) -> None:
     """Where nothing begins a message, there is no message: an error, whatever followed."""
     async with wire.governed() as claude:
-        wire.answer(spelled(instead_of_start(NONSENSE[name])(wire)))
-        outcome = await wire.read(claude, how)
-        if outcome.error is not None or name != "a message again":
-            check_typed(outcome.error)
+        for number, (name, event) in enumerate(NONSENSE.items()):
+            wire.answer(spelled(instead_of_start(event)(wire)))
+            outcome = await wire.read(claude, OURS[number % len(OURS)])
+            if outcome.error is not None or name != "a message again":
+                check_typed(outcome.error)
 
 
 STARTS: dict[str, dict[str, Any] | None] = {
@@ -325,6 +327,7 @@ async def test_bytes_that_are_no_event_are_told_with_what_had_come(wire: Any, bo
     assert "".join(outcome.partial).startswith("Hello")
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(body=NO_STREAM, how=OURS)
 async def test_bytes_that_are_no_stream_are_a_typed_error(wire: Any, body: bytes, how: str) -> None:
     """As all that there is: a failed attempt, retried like any answer that can't be understood, then raised."""
@@ -368,6 +371,7 @@ DAMAGED = list(damaged(b"x" * 200))
 COMPLETE = {"gzip, its sum damaged", "gzip, without its end", "gzip, called deflate"}
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(name=DAMAGED, how=OURS)
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
 async def test_an_encoding_that_cannot_be_undone_is_a_typed_error(
@@ -402,6 +406,7 @@ async def test_a_stream_whose_encoding_breaks_in_the_middle_is_interrupted(wire:
     assert wire.canned.asked == 1
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_damaged_encodings_over_a_connection_are_typed_errors(wire: Any, server: Any, transport: str) -> None:
     """Both transports undo encodings in their own ways; the errors are the same."""

@@ -37,6 +37,7 @@ STAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(ending=STAYS, transport=TRANSPORTS)
 async def test_the_last_event_ends_the_answer_though_the_connection_stays(
     wire: Any, server: Any, ending: dict[str, Any], transport: str
@@ -81,6 +82,7 @@ LAST: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_how_the_connection_ends_after_the_last_event_is_nobodys_matter(
     wire: Any, server: Any, transport: str
@@ -113,6 +115,7 @@ async def test_how_the_connection_ends_after_the_last_event_is_nobodys_matter(
         assert await wire.until(lambda: server.open_connections <= 1)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_break_that_comes_with_the_last_event_loses_nothing_unsaid(
     wire: Any, server: Any, transport: str
@@ -120,17 +123,16 @@ async def test_a_break_that_comes_with_the_last_event_loses_nothing_unsaid(
     """Whatever the transport drops: the text is whole, or one has a typed error; and it is counted accordingly."""
     parts = (wire.sse(*wire.hello[:4]), wire.sse(*wire.hello[4:]))
     async with wire.connected(server, transport=transport) as claude:
-        for ending in LAST.values():
-            for how in EVERY:
-                server.answer(wire.Answer(parts, **ending))
-                before = wire.told(claude)
-                outcome = await wire.read(claude, how)
-                told = wire.told(claude).since(before)
-                if outcome.error is None:
-                    assert (outcome.text, told.successes) == ("Hello, world", 1)
-                else:
-                    assert isinstance(outcome.error, anthropic.AnthropicError | httpx2.TransportError)
-                    assert told.successes == 0
+        for how, ending in zip(EVERY, LAST.values(), strict=True):
+            server.answer(wire.Answer(parts, **ending))
+            before = wire.told(claude)
+            outcome = await wire.read(claude, how)
+            told = wire.told(claude).since(before)
+            if outcome.error is None:
+                assert (outcome.text, told.successes) == ("Hello, world", 1)
+            else:
+                assert isinstance(outcome.error, anthropic.AnthropicError | httpx2.TransportError)
+                assert told.successes == 0
 
 
 AFTERWARDS: dict[str, bytes] = {
@@ -271,6 +273,7 @@ BREAKS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("came", BEFORE.values(), ids=BEFORE.keys())
 async def test_before_content_a_break_is_retried_unseen(wire: Any, came: Callable[[Any], Events]) -> None:
     """Every reader gets the second answer and nothing of the first; the first counts as what it was."""
@@ -298,6 +301,7 @@ async def test_a_break_before_content_on_the_last_attempt_is_the_sdks_error(
     assert (told.attempts, told.failures, told.first_tokens) == (2, {counted: 2}, 0)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("came", BEGUN.values(), ids=BEGUN.keys())
 async def test_after_content_a_break_is_an_interruption(wire: Any, came: Callable[[Any], Events]) -> None:
     """It has begun: asked once, counted as begun, and told with the message so far and its usage."""
@@ -411,6 +415,7 @@ ENDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_breaks_of_a_real_connection_are_told_by_what_had_come(wire: Any, server: Any, transport: str) -> None:
     """Each way in which a connection ends, before and after content, by both transports: retried, or interrupted."""

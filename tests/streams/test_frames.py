@@ -100,6 +100,7 @@ def cuts(body: bytes) -> dict[str, tuple[bytes, ...]]:
     }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("way", list(cuts(b"")))
 async def test_a_stream_of_frames_is_a_stream(wire: Any, bedrock: Any, way: str) -> None:
     """However the frames are cut: its text, its usage, begun, complete, and a success for all readers."""
@@ -229,6 +230,7 @@ async def test_frames_that_are_read_already_are_a_stream(wire: Any) -> None:
     assert len(asked) == 4
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("then", ["stay", "reset", "cut"])
 async def test_the_last_event_ends_an_answer_of_frames(wire: Any, server: Any, then: str) -> None:
     """A connection that stays open, or breaks, after `message_stop` changes nothing."""

@@ -219,38 +219,37 @@ async def test_a_thousand_streams_in_any_valid_spelling_say_the_same(wire: Any, 
     chance = random.Random(seed)
     wrong: list[str] = []
     async with wire.governed(max_attempts=1, breaker=BreakerOptions()) as claude:
-        after = wire.told(claude)
+        counted = [0, 0, 0]
         for number in range(100):
             spelling = Spelling.picked(chance)
             events, text, tokens, stop_reason = told(wire, chance)
             body = Speller(spelling, chance).stream(events)
             encoding = chance.choice(("identity", "identity", "gzip", "deflate"))
-            chunks = wire.compressed(encoding, in_chunks(body, chance, bytewise=number % 20 == 0))
-            assert await text_by_the_sdk((body,)) == text
+            chunks = wire.compressed(encoding, in_chunks(body, chance, bytewise=(number + seed) % 50 == 0))
+            assert number % 2 or await text_by_the_sdk((body,)) == text
             wire.answer(chunks, content_encoding=encoding)
             outcome = await wire.read(claude, wire.ours[number % 3])
-            before, after = after, wire.told(claude)
-            told_now = after.since(before)
+            counted = [before + now for before, now in zip(counted, tokens, strict=True)]
             message = outcome.message
             is_so = {
                 "no error": outcome.error is None,
                 "text": outcome.text == text,
                 "complete": outcome.complete is True,
                 "stop reason": message is not None and message.stop_reason == stop_reason,
-                "counted as a success": told_now.successes == 1,
-                "tokens": told_now.tokens == tokens,
                 "usage": (u := outcome.usage) is not None
                 and (u.input_tokens, u.cache_read_input_tokens, u.output_tokens, u.estimated) == (*tokens, False),
-                "begun": told_now.first_tokens == 1,
-                "breaker": after.breakers == {"closed"},
             }
             if not all(is_so.values()):
                 wrong.append(
                     f"{[name for name, so in is_so.items() if not so]} {encoding} {spelling} {outcome.error!r}"
                 )
+        now = wire.told(claude)
     assert not wrong, f"{len(wrong)} of 100 streams, such as:\n" + "\n".join(wrong[:8])
+    assert (now.successes, now.first_tokens, now.failures, now.tokens) == (100, 100, {}, tuple(counted))
+    assert now.breakers == {"closed"}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("seed", range(100, 103))
 async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any, seed: int) -> None:
     """Through the guards, the SDK's own stream gives what it gives without them, and is counted as what it is.
@@ -261,7 +260,7 @@ async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any,
     wrong: list[str] = []
     unread = 0
     async with wire.governed(max_attempts=1) as claude:
-        for number in range(50):
+        for number in range(20):
             spelling = Spelling.picked(chance)
             events, _, tokens, _ = told(wire, chance)
             body = Speller(spelling, chance).stream(events)
@@ -281,8 +280,8 @@ async def test_the_sdks_own_streams_are_counted_right_in_any_spelling(wire: Any,
             unread += not readable
             if not all(is_so.values()):
                 wrong.append(f"{[name for name, so in is_so.items() if not so]} {how} {spelling} {governed.error!r}")
-    assert unread < 10
-    assert not wrong, f"{len(wrong)} of 50 streams, such as:\n" + "\n".join(wrong[:8])
+    assert unread < 5
+    assert not wrong, f"{len(wrong)} of 20 streams, such as:\n" + "\n".join(wrong[:8])
 
 
 SPELLINGS: dict[str, Spelling] = {
@@ -315,27 +314,29 @@ SPELLINGS: dict[str, Spelling] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS.keys())
 async def test_a_spelling_read_in_each_of_our_ways(wire: Any, spelling: Spelling) -> None:
     """By text, by events or at once: the text is whole, the usage exact, and the attempt a success that began.
 
-    However it is written, a good stream is no failure of the service: the breaker, told of six, stays closed.
+    However it is written, a good stream is no failure of the service: the breaker, told of four, stays closed.
     """
     body = Speller(spelling, random.Random(1)).stream(wire.hello)
     async with wire.governed(breaker=BreakerOptions(minimum=4, window=8)) as claude:
         wire.answer(body)
-        for how in (*wire.ours, *wire.ours):
+        for how in (*wire.ours, "text"):
             outcome = await wire.read(claude, how)
             assert outcome.error is None, how
             assert (outcome.text, outcome.complete) == ("Hello, world", True), how
             assert not outcome.usage.estimated, how
         told = wire.told(claude)
-    assert wire.canned.asked == 6
-    assert (told.attempts, told.successes, told.first_tokens, told.failures) == (6, 6, 6, {})
-    assert told.tokens == (150, 18, 90)
+    assert wire.canned.asked == 4
+    assert (told.attempts, told.successes, told.first_tokens, told.failures) == (4, 4, 4, {})
+    assert told.tokens == (100, 12, 60)
     assert told.breakers == {"closed"}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_every_spelling_over_a_connection(wire: Any, server: Any, transport: str) -> None:
     """Through a real transport, in every framing and encoding, each spelling gives its text and counts as a success."""
@@ -365,6 +366,7 @@ SPLIT: dict[str, Spelling] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("spelling", SPLIT.values(), ids=SPLIT.keys())
 async def test_where_a_stream_is_cut_never_shows(wire: Any, spelling: Spelling) -> None:
     """Cut at any byte, in a character, in a line end or in a name, it is the same stream."""
