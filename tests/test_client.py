@@ -898,5 +898,5 @@ def test_the_virtual_loop_governs_a_client_too() -> None:
 
 def test_httpx2_is_the_transport_when_asked() -> None:
     """The setting chooses the SDK's own http clients."""
-    for name, kind in [("httpx2", anthropic.DefaultAsyncHttpxClient), ("aiohttp", anthropic.DefaultAioHttpClient)]:
-        assert isinstance(Client(transport=name, log=False).sdk._client, kind)
+    assert isinstance(Client(transport="httpx2", log=False).sdk._client, anthropic.DefaultAsyncHttpxClient)
+    assert isinstance(Client(transport="aiohttp", log=False).sdk._client, anthropic.DefaultAioHttpClient)

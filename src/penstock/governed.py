@@ -7,7 +7,7 @@ because two retry loops multiply. What the caller built is never changed and nev
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anthropic
 import httpx2
@@ -87,7 +87,7 @@ def _bounded(http_client: httpx2.AsyncClient) -> httpx2.AsyncClient:
 
     class Bounded(kind):  # type: ignore[misc] # it stays whatever it is
         async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-            response: httpx2.Response = await super().send(request, stream=True, **options)
+            response = cast("httpx2.Response", await super().send(request, stream=True, **options))  # pyright: ignore[reportUnknownMemberType]
             if stream:
                 return response
             try:

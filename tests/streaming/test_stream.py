@@ -419,10 +419,10 @@ async def test_tool_input_that_is_no_json_is_kept_as_the_api_asks_for(wire: Any)
         for read in ("events", "message"):
             answer = over(wire.response(wire.sse(wire.start(), *tool, *wire.text(1, "good"), *wire.end())))
             events = [event async for event in answer] if read == "events" else []
-            message = await answer.get_final_message()
+            message: Any = await answer.get_final_message()
             assert message.content[0].input == whole
             assert message.content[1].text == "good"
-            stops = [event.content_block for event in events if event.type == "content_block_stop"]
+            stops: list[Any] = [event.content_block for event in events if event.type == "content_block_stop"]
             assert not stops or stops[0].input == whole
 
 
@@ -435,8 +435,8 @@ async def test_a_stream_without_its_start_is_no_whole_one(wire: Any) -> None:
         assert isinstance(raised, StreamInterrupted)
         with pytest.raises(StreamInterrupted) as caught:
             await answer.get_final_message()
-        assert caught.value.partial is not None
-        assert caught.value.partial.content[0].text == "Hi"
+        partial: Any = caught.value.partial
+        assert partial.content[0].text == "Hi"
         assert caught.value.usage.estimated
 
 

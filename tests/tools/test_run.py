@@ -222,7 +222,7 @@ class TestRefusedBefore:
 
 async def test_what_a_user_profile_pays_for_is_in_no_budget(sdk: anthropic.AsyncAnthropic) -> None:
     """It costs what it costs, and somebody else pays."""
-    theirs = {
+    theirs: dict[str, Any] = {
         "billing_policy": {"type": "billing_policy", "bill_to": "user_profile"},
         "user_profile_id": "uprof_1",
         "betas": ["user-profiles-2026-03-24"],

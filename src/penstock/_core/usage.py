@@ -332,7 +332,7 @@ def writes_for_an_hour(request: object) -> bool:
         >>> writes_for_an_hour({"cache_control": {"type": "ephemeral", "ttl": "1h"}})
         True
     """
-    fields = cast("_Fields", request) if isinstance(request, dict) else {}
+    fields: _Fields = cast("_Fields", request) if isinstance(request, dict) else {}
     mark = fields.get("cache_control")
     for part in ("messages", "system", "tools"):
         if mark is None:

@@ -119,7 +119,8 @@ class Source:
 
     def _look_at(self, when: float) -> None:
         # Weakly: the timer of a stream that was dropped must not keep it open.
-        self._timer = self._loop.call_at(when, _look, weakref.ref(self))
+        this: weakref.ref[Source] = weakref.ref(self)
+        self._timer = self._loop.call_at(when, _look, this)
 
     async def finish(self) -> None:
         """Close the body after the last event; its connection has a moment to end by itself, and be used again."""

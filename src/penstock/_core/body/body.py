@@ -24,10 +24,9 @@ import asyncio
 import contextlib
 import math
 import warnings
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 import httpx2
@@ -53,6 +52,9 @@ __all__ = ["Beginning", "Body", "read_out", "scanner_for"]
 
 GRACE_S: Final = 0.5
 """Seconds that a connection has for its own end, after the last event."""
+
+# Usually that has come with the last event, and the connection is free again before the reader goes on.
+_READER_WAITS_S: Final = 0.02
 
 # After so many chunks, or bytes, the event loop gets a turn. An event of a few bytes takes a few microseconds.
 _CHUNKS_A_TURN: Final = 64
@@ -143,6 +145,7 @@ class Body(httpx2.AsyncByteStream):
                     chunks, flow.ahead = flow.ahead, []
                     for chunk in chunks:
                         yield chunk
+                        await flow.pass_on(len(chunk))
                 else:
                     await flow.finish_read()
             if flow.error is not None:
@@ -322,8 +325,7 @@ class _Flow:
         attempt, scanner = self.attempt, self.scanner
         try:
             if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
-                self._turn_chunks = self._turn_bytes = 0
-                await checkpoint()
+                await self._turn()
             chunk = await anext(self._chunks if self._inflated is None else self._inflated)
             self._count(len(chunk))
             if scanner is not None:
@@ -352,6 +354,22 @@ class _Flow:
         self.last = True
         self.end()
         return chunk[: len(chunk) - scanner.trailing]
+
+    async def pass_on(self, size: int) -> None:
+        """Give the event loop its turns while what was read ahead is handed on."""
+        self._turn_chunks += 1
+        self._turn_bytes += size
+        if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
+            try:
+                await self._turn()
+            except BaseException as error:
+                self.attempt.note_exception(error)
+                self.end()
+                raise
+
+    async def _turn(self) -> None:
+        self._turn_chunks = self._turn_bytes = 0
+        await checkpoint()
 
     def _count(self, size: int) -> None:
         if self.attempt.call.closing:
@@ -399,15 +417,37 @@ class _Flow:
         attempt.end()
 
     async def let_end(self) -> None:
-        """Wait for the connection's own end, a moment; an answer that has ended can't fail any more."""
-        if await read_out(self._chunks):
-            self.over = True
-        else:
-            self.abandon()
+        """Let the connection come to its own end; an answer that has ended can't fail any more.
+
+        That takes no time, or more than a reader should wait: the background does it, and closes the connection.
+        """
+        background = self.attempt.call.background
+        if background is None or not background.running:
+            if await read_out(self._chunks):
+                self.over = True
+            return
+        self._closed = self._busy = True
+        ended = anyio.Event()
+        background.put(partial(self._end_in_background, ended))
+        with anyio.move_on_after(_READER_WAITS_S):
+            await ended.wait()
+
+    async def _end_in_background(self, ended: anyio.Event) -> None:
+        try:
+            self.over = await read_out(self._chunks)
+        finally:
+            self._busy = False
+            try:
+                await self.inner.aclose()
+                await self.close_chunks()
+            finally:
+                ended.set()
 
     async def aclose(self) -> None:
         """See `Body.aclose`."""
         self.end()
+        if self._closed:
+            return
         try:
             await self.inner.aclose()
         except BaseException:
@@ -423,9 +463,10 @@ class _Flow:
         """
         if self._busy:
             return
-        for chunks in (self._inflated, self._chunks):
-            if isinstance(chunks, AsyncGenerator) and not getattr(chunks, "ag_running", False):
-                await chunks.aclose()
+        generators: tuple[Any, ...] = (self._inflated, self._chunks)
+        for generator in generators:
+            if hasattr(generator, "aclose") and not getattr(generator, "ag_running", False):
+                await generator.aclose()
 
     def abandon(self) -> None:
         """Have the connection closed in the background, unless it is."""
