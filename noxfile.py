@@ -166,7 +166,7 @@ def chat(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED)
 def tests(session: nox.Session) -> None:
-    """Test the built wheel: all of it with coverage on the newest Python, a fast subset on the others."""
+    """Test the built wheel: all of it with coverage on the newest Python, what `quick` runs on the others."""
     install_wheel(session, "test")
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
@@ -174,7 +174,7 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "erase")
         session.run("coverage", "run", "-m", "pytest", "-n", "auto")
     else:
-        session.run("python", "-m", "pytest", "-n", "auto", "-m", "not slow")
+        session.run("python", "-m", "pytest", *QUICK)
     passed.append(str(session.python))
 
 

@@ -48,6 +48,26 @@ def governed(simulator: Simulator, **options: Any) -> Client:
     return Client(sdk=simulator.client(), **{"log": False, **options})
 
 
+async def test_the_user_profile_of_a_request_goes_with_each_of_its_attempts() -> None:
+    """The header is as the SDK makes it, in every way to ask; the body says who pays."""
+    simulator = Simulator()
+    beta: Any = {"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}, "betas": ["billing-policy"]}
+    async with governed(simulator, sanitize=True, retry=RetryOptions(base_s=0.001)) as claude:
+        simulator.inject("overloaded")
+        await claude.messages.create(**ASK, user_profile_id="uprof_1")
+        await claude.messages.count_tokens(model=ASK["model"], messages=ASK["messages"], user_profile_id="uprof_1")
+        async with claude.stream(**ASK, **beta, user_profile_id="uprof_1") as stream:
+            await stream.get_final_message()
+        await claude.beta.messages.create(**ASK, **beta, user_profile_id="uprof_1")
+        async with claude.fan_out([{"custom_id": "a", "params": {**ASK, "user_profile_id": "uprof_1"}}]) as results:
+            [result] = [each async for each in results]
+    assert result.ok
+    assert [entry.headers.get("anthropic-user-profile-id") for entry in simulator.journal] == ["uprof_1"] * 6
+    assert [(entry.body or {}).get("billing_policy") for entry in simulator.journal][3:5] == [
+        beta["billing_policy"]
+    ] * 2
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[Simulator, str]]:
     """A simulator behind a real socket."""
@@ -479,7 +499,8 @@ class TestGivenSDK:
         original = simulator.client(middleware=[mine], max_retries=5)
         async with Client(sdk=original, log=False) as claude:
             assert claude.sdk is not original
-            assert claude.sdk._client is original._client
+            assert vars(claude.sdk._client) is vars(original._client)
+            assert isinstance(claude.sdk._client, type(original._client))
             assert original.middleware == (mine,)
             assert original.max_retries == 5
             await original.messages.create(**ASK)
@@ -877,5 +898,5 @@ def test_the_virtual_loop_governs_a_client_too() -> None:
 
 def test_httpx2_is_the_transport_when_asked() -> None:
     """The setting chooses the SDK's own http clients."""
-    kinds = {name: type(Client(transport=name, log=False).sdk._client) for name in ("httpx2", "aiohttp")}
-    assert kinds == {"httpx2": anthropic.DefaultAsyncHttpxClient, "aiohttp": anthropic.DefaultAioHttpClient}
+    assert isinstance(Client(transport="httpx2", log=False).sdk._client, anthropic.DefaultAsyncHttpxClient)
+    assert isinstance(Client(transport="aiohttp", log=False).sdk._client, anthropic.DefaultAioHttpClient)

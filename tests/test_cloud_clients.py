@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from penstock import Client, RetryOptions
-from penstock._core.body.sse import SSEDecoder
+from penstock._core.body.sse import Splitter, decode
 from penstock.events import CallEnded, Event
 from penstock.simulator import Simulator
 
@@ -37,7 +37,8 @@ class Cloud(httpx2.AsyncBaseTransport):
         self.requests.append(request)
         path = request.url.path
         body = json.loads(request.content)
-        body.pop("anthropic_version", None)
+        for name in ("anthropic_version", "user_profile_id"):
+            body.pop(name, None)
         frames = path.endswith("invoke-with-response-stream")
         for mark in ("/model/", "/models/"):
             if mark in path:
@@ -66,9 +67,10 @@ class Frames(httpx2.AsyncByteStream):
         self._events = events
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        decoder = SSEDecoder()
+        splitter = Splitter()
         async for chunk in self._events:
-            for event in decoder.feed(chunk):
+            for event in map(decode, splitter.feed(chunk)):
+                assert event is not None
                 encoded = base64.b64encode(event.data.encode()).decode()
                 yield _frame(json.dumps({"bytes": encoded}).encode())
 
@@ -196,6 +198,18 @@ async def test_a_cloud_client_is_governed_with_its_own_credentials(cloud: tuple[
     assert all(event.usage.input_tokens > 0 for event in ended)
 
 
+async def test_the_user_profile_is_named_in_each_attempt(cloud: tuple[Simulator, Cloud, Any, str]) -> None:
+    """Whether the cloud's client names it in the header or moves it into the body, once, and on a retry too."""
+    simulator, endpoint, sdk, _ = cloud
+    simulator.inject("overloaded")
+    async with Client(sdk=sdk, log=False, retry=RetryOptions(base_s=0.001)) as claude:
+        await claude.messages.create(**ASK, user_profile_id="uprof_1")
+    assert len(endpoint.requests) == 2
+    for request in endpoint.requests:
+        named = [request.headers.get("anthropic-user-profile-id"), json.loads(request.content).get("user_profile_id")]
+        assert sorted(named, key=str) == [None, "uprof_1"]
+
+
 async def test_api_keys_are_refused(cloud: tuple[Simulator, Cloud, Any, str]) -> None:
     """They are Anthropic's, and none of a third party's business."""
     _, endpoint, sdk, _ = cloud
@@ -210,7 +224,8 @@ async def test_the_original_is_neither_changed_nor_closed(cloud: tuple[Simulator
     retries = sdk.max_retries
     async with Client(sdk=sdk, log=False) as claude:
         assert claude.sdk is not sdk
-        assert claude.sdk._client is sdk._client
+        assert vars(claude.sdk._client) is vars(sdk._client)
+        assert isinstance(claude.sdk._client, type(sdk._client))
         assert claude.sdk.max_retries == 0
     assert (sdk.middleware, sdk.max_retries) == ((), retries)
     await sdk.messages.create(**ASK)

@@ -1,67 +1,76 @@
-"""A fuzz target for the decoders of event streams: run with atheris, for as long as there is patience.
+"""A fuzz target for the grammar of event streams: run with atheris, for as long as there is patience.
 
-What holds for all bytes, however they are cut: the decoder raises nothing but `InvalidStream`; chunks never show;
-the splitter finds what the decoder finds; what either holds back is bounded by what it was given. Run it with the
-dependency group `fuzz`: `python benchmarks/fuzz/sse.py -max_total_time=60`, and a folder to keep what it finds.
+What holds for all bytes, however they are cut: nothing but `InvalidStream` is raised; chunks never show; the short cuts
+say what the grammar says; no more is held back than was given; the scanner raises nothing. Run it with the dependency
+group `fuzz`: `python benchmarks/fuzz/sse.py -max_total_time=60`, and a folder to keep what it finds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-if TYPE_CHECKING:
-    from penstock._core.body.sse import ServerSentEvent
-    from penstock.streaming.split import Raw
-
 with atheris.instrument_imports(include=["penstock"]):
-    from penstock._core.body.sse import SSEDecoder
+    from penstock._core.body.scanner import Scanner
+    from penstock._core.body.sse import Splitter, data_of, decode, kind_of, name_of
     from penstock.errors import InvalidStream
-    from penstock.streaming.split import Splitter, data_of, name_of, text_of
 
 SEED = b'event: message_start\ndata: {"type": "x"}\n\nevent: ping\r\ndata: {}\r\n\r\n: c\n\nid: 1\rdata: x\r\r'
 
 
-def decoded(chunks: list[bytes]) -> tuple[list[tuple[str, str]], int | None]:
-    """Name and data of all events, and where the stream broke the protocol."""
-    decoder = SSEDecoder()
-    seen: list[ServerSentEvent] = []
+def cut(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], int]:
+    """All raw events of a body with where they stand, and where it ends."""
+    splitter, events, given = Splitter(), list[tuple[int, bytes]](), 0
+    for chunk in chunks:
+        raws = splitter.feed(chunk)
+        events += zip(splitter.starts, raws, strict=True)
+        given += len(chunk)
+        assert splitter.position + splitter.pending_bytes == given
+    last = splitter.finish()
+    events += zip(splitter.starts, last, strict=True)
+    return events, splitter.position
+
+
+def plainly(raw: bytes) -> tuple[object, ...]:
+    """Name and data of a raw event by the grammar alone: a comment before it takes the short cuts away."""
     try:
-        for chunk in chunks:
-            seen += decoder.feed(chunk)
-        seen += decoder.finish()
+        event = decode(b": comment\n" + raw)
     except InvalidStream as error:
-        return [(event.name, event.data) for event in seen], error.position
-    assert decoder.pending_bytes <= sum(map(len, chunks))
-    return [(event.name, event.data) for event in seen], None
-
-
-def cut_up(chunks: list[bytes]) -> list[tuple[str, str]] | None:
-    """The same of the splitter, without events that have neither name nor data; `None` if it can't be decoded."""
-    splitter = Splitter()
-    seen: list[Raw] = []
+        return (error.reason,)
+    if event is None:
+        return "", None
     try:
-        for chunk in chunks:
-            seen += splitter.feed(chunk)
-        seen += splitter.finish()
-        named = [(name_of(raw), text_of(raw)) for raw in seen]
-    except InvalidStream:
-        return None
-    return [event for event in named if event != ("message", "")]
+        data = event.json() if event.data else None
+    except InvalidStream as error:
+        return kind_of(event.name, None), error.reason
+    return kind_of(event.name, data), data
 
 
-def decode(chunks: list[bytes]) -> None:
-    """Decode the data of all events, as far as it is JSON."""
-    splitter = Splitter()
-    with contextlib.suppress(InvalidStream):
-        for chunk in chunks:
-            for raw in splitter.feed(chunk):
-                with contextlib.suppress(InvalidStream):
-                    data_of(raw)
+def quickly(raw: bytes) -> tuple[object, ...]:
+    """The same by the short cuts."""
+    try:
+        decode(raw)
+    except InvalidStream as error:
+        return (error.reason,)
+    try:
+        return name_of(raw), data_of(raw)
+    except InvalidStream as error:
+        return name_of(raw), error.reason
+
+
+def told(chunks: list[bytes]) -> tuple[object, ...]:
+    """What the scanner tells of a body, up to where it is over."""
+    scanner, kept = Scanner(), 0
+    for chunk in chunks:
+        scanner.see(chunk)
+        kept += len(chunk) - scanner.trailing
+        if scanner.over:
+            break
+    scanner.finish()
+    assert 0 <= kept <= sum(map(len, chunks))
+    return scanner.usage, scanner.stop_reason, scanner.begun, scanner.complete, scanner.failure
 
 
 def check(data: bytes) -> None:
@@ -69,15 +78,14 @@ def check(data: bytes) -> None:
     source = atheris.FuzzedDataProvider(data)
     cuts = sorted(source.ConsumeIntListInRange(source.ConsumeIntInRange(0, 8), 0, 4096))
     body = source.ConsumeBytes(4096)
-    edges = [0, *(min(cut, len(body)) for cut in cuts), len(body)]
-    chunks = [body[start:end] for start, end in pairwise(edges)]
-    whole = decoded([body])
-    assert decoded(chunks) == whole
-    assert decoded([body[at : at + 1] for at in range(len(body))]) == whole
-    decode(chunks)
-    split = cut_up(chunks)
-    if whole[1] is None:
-        assert split == [event for event in whole[0] if event != ("message", "")]
+    edges = [0, *(min(at, len(body)) for at in cuts), len(body)]
+    chunks, crumbs = [body[start:end] for start, end in pairwise(edges)], [body[at : at + 1] for at in range(len(body))]
+    whole = cut([body])
+    assert cut(chunks) == cut(crumbs) == whole
+    # A not-a-number is not equal to itself; as text it is.
+    for _, raw in whole[0]:
+        assert repr(quickly(raw)) == repr(plainly(raw))
+    assert told(chunks) == told(crumbs) == told([body])
 
 
 def main() -> None:

@@ -58,7 +58,13 @@ def build_chain(
 ) -> Chain:
     """Make the guards of one client; they share nothing but the call that passes them."""
     return Chain(
-        record=Record(observers=observers, background=background, deadline_s=settings.deadline_s, gate=gate),
+        record=Record(
+            observers=observers,
+            background=background,
+            deadline_s=settings.deadline_s,
+            max_response_bytes=settings.max_response_bytes,
+            gate=gate,
+        ),
         sanitize=None if settings.sanitize is None else Sanitize(settings.sanitize, observers=observers),
         retry=Retry(settings.retry, observers=observers, rng=rng),
         breaker=CircuitBreaker(settings.breaker, observers=observers),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import httpx2
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -34,6 +35,7 @@ __all__ = [
     "PenstockError",
     "QueueFull",
     "RequestExceedsQuota",
+    "ResponseTooLarge",
     "StreamInterrupted",
     "SystemPromptChanged",
     "TooManyFailures",
@@ -151,6 +153,26 @@ class InvalidStream(PenstockError):
         self.position = position
 
 
+class ResponseTooLarge(PenstockError):
+    """An answer is larger than any answer of the API: `max_response_bytes`, measured after decompression.
+
+    It is not asked for again, and may have been billed.
+
+    Attributes:
+        limit_bytes: What an answer may have.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the answer is larger than {limit_bytes:,} bytes, which no answer of the API is: see what stands between, "
+            "or raise max_response_bytes"
+        )
+        self.limit_bytes = limit_bytes
+
+    def __reduce__(self) -> tuple[type[ResponseTooLarge], tuple[int]]:
+        return type(self), (self.limit_bytes,)
+
+
 class StreamInterrupted(PenstockError):
     """A stream broke off after its first content; all text that had come was delivered before.
 
@@ -171,6 +193,14 @@ class StreamInterrupted(PenstockError):
         self.partial = partial
         self.usage = usage
         self.cause = cause
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the API or the connection broke it off, so that asking again may help.
+
+        Otherwise what came can't be understood, and it is not to be asked for again by itself.
+        """
+        return isinstance(self.cause, anthropic.APIError | httpx2.TransportError)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what may hold a prompt or a completion."""
@@ -375,9 +405,12 @@ class ToolLoopLimit(PenstockError):
     Attributes:
         limit: The cap, e.g. `max_iterations=5`.
         transcript: All messages so far, ready to go on from; left out when the error is pickled or copied.
+        container: Id of the container of code execution that they go on in, if there is one. The transcript knows it
+            as long as it is not copied; else give it along, `container=error.container`.
     """
 
     transcript: list[Any] | None
+    container: str | None
 
     def __init__(self, limit: str, *, transcript: list[Any] | None) -> None:
         super().__init__(
@@ -385,6 +418,7 @@ class ToolLoopLimit(PenstockError):
         )
         self.limit = limit
         self.transcript = transcript
+        self.container = getattr(transcript, "container", None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what holds prompts and completions."""

@@ -7,12 +7,13 @@ because two retry loops multiply. What the caller built is never changed and nev
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
+from penstock._core.attempt import read_whole
 from penstock.observe.tracing import tracing_configured
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url=base_url,
         max_retries=0,
         middleware=chain.middleware,
-        http_client=transport(limits=limits),
+        http_client=_bounded(transport(limits=limits)),
         **options,
     )
     _warn_of_retries(sdk)
@@ -71,9 +72,38 @@ def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:
 
     The copy shares the `http_client`; closing the copy would close that, so nobody must.
     """
-    governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0)
+    http_client = _bounded(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
+    governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0, http_client=http_client)
     _warn_of_retries(governed)
     return governed
+
+
+def _bounded(http_client: httpx2.AsyncClient) -> httpx2.AsyncClient:
+    """Return a client that is `http_client` in everything, but reads whole answers no further than they may go.
+
+    A guard can't: where nothing is streamed, the client has read the answer before any of them sees it.
+    """
+    kind: Any = type(http_client)
+
+    class Bounded(kind):  # type: ignore[misc] # it stays whatever it is
+        async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+            response = cast("httpx2.Response", await super().send(request, stream=True, **options))  # pyright: ignore[reportUnknownMemberType]
+            if stream:
+                return response
+            try:
+                await read_whole(response)
+            except BaseException:
+                await response.aclose()
+                raise
+            return response
+
+        def __del__(self) -> None:
+            """Close nothing: it is the other's."""
+
+    bounded: httpx2.AsyncClient = Bounded.__new__(Bounded)
+    # All that it has and opens is the other's; so closing one closes both.
+    bounded.__dict__ = http_client.__dict__
+    return bounded
 
 
 def _warn_of_retries(sdk: AsyncAnthropic) -> None:

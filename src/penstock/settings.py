@@ -25,6 +25,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from penstock._core.call import MAX_RESPONSE_BYTES
 from penstock._core.secret import Secret
 from penstock.guards.admit.options import AdmitOptions
 from penstock.guards.breaker import BreakerOptions
@@ -126,6 +127,7 @@ class Settings(AdmitOptions, BaseSettings):
             fan-out have none.
         close_timeout_s: Seconds that calls under way may take when the client is closed, before they are cancelled;
             0 or more.
+        max_response_bytes: What an answer may have, decompressed; 65,536 or more. A larger one is `ResponseTooLarge`.
         model: For `fan_out`, `map`, the tool loop and conversations, where none is given.
         max_tokens: For `fan_out`, `map`, the tool loop and conversations, where none is given; 1 or more.
         system: The system prompt of conversations, where none is given; not empty.
@@ -164,6 +166,7 @@ class Settings(AdmitOptions, BaseSettings):
     timeout_s: float | None = Field(default=None, gt=0)
     deadline_s: float | None = Field(default=600.0, gt=0)
     close_timeout_s: float = Field(default=10.0, ge=0)
+    max_response_bytes: int = Field(default=MAX_RESPONSE_BYTES, ge=65_536)
     model: str | None = Field(default=None, min_length=1)
     max_tokens: int = Field(default=8192, ge=1)
     system: str | None = Field(default=None, min_length=1)
@@ -294,6 +297,7 @@ class SettingsFields(TypedDict, total=False):
     timeout_s: float | None
     deadline_s: float | None
     close_timeout_s: float
+    max_response_bytes: int
     model: str | None
     max_tokens: int
     system: str | None

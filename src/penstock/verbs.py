@@ -150,9 +150,12 @@ class Verbs(ABC):
             >>> anyio.run(main)
             end_turn 2
         """
+        from penstock._core.options import given, given_or
         from penstock.conversation.conversation import Conversation
 
-        settings = self.settings
+        settings, options = self.settings, given(options)
+        system, model = given_or(system, None), given_or(model, None)
+        max_tokens, token_budget = given_or(max_tokens, None), given_or(token_budget, None)
         options.setdefault("max_iterations", settings.max_tool_iterations)
         chosen = model or settings.model
         if chosen is None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
+import math
+import sys
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -11,11 +15,14 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic._models import FinalRequestOptions
 
-from penstock._core.attempt import Attempt, http_response_of, open_attempt
+from penstock._core.attempt import Attempt, http_response_of, open_attempt, read_whole
 from penstock._core.background import Background
+from penstock._core.body import aws
+from penstock._core.body.body import Beginning
 from penstock._core.call import open_call
 from penstock._core.failure import FailureKind
 from penstock._core.usage import Usage
+from penstock.errors import InvalidStream, ResponseTooLarge
 from penstock.events import Event, GiveBackFailed, Observers
 from penstock.simulator import Simulator
 
@@ -26,13 +33,18 @@ if TYPE_CHECKING:
     from penstock.testing.plugin import VirtualTime
 
 HELLO: Any = {"model": "claude-sonnet-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]}
-MESSAGE = {"type": "message", "usage": {"input_tokens": 3, "output_tokens": 4}, "stop_reason": "end_turn"}
+MESSAGE = {
+    "type": "message",
+    "content": [],
+    "usage": {"input_tokens": 3, "output_tokens": 4},
+    "stop_reason": "end_turn",
+}
 
 
-def api_request(url: str = "/v1/messages") -> anthropic.APIRequest:
+def api_request(url: str = "/v1/messages", *, stream: bool = False) -> anthropic.APIRequest:
     """A request as the SDK's chain hands it on."""
     options = FinalRequestOptions.construct(method="post", url=url, json_data={"model": "claude-sonnet-5-5"})
-    return anthropic.APIRequest(options=options, cast_to=object)
+    return anthropic.APIRequest(options=options, cast_to=object, stream=stream)
 
 
 def answering(response: Response) -> CallNext:
@@ -230,6 +242,16 @@ class ErrorBody(httpx2.AsyncByteStream):
         self.closed += 1
 
 
+class Instant(httpx2.AsyncByteStream):
+    """A body that is there at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.data
+
+
 def error_response(body: ErrorBody, status: int = 429, headers: dict[str, str] | None = None) -> httpx2.Response:
     """An error whose body is still to be read."""
     return httpx2.Response(status, headers=headers, stream=body, request=httpx2.Request("POST", "http://x"))
@@ -301,8 +323,8 @@ async def test_an_answer_left_behind_by_an_error_is_closed(virtual_time: Virtual
         await started.wait()
         raises, opened = pytest.raises(ValueError, match="mine"), open_call(api_request(), background=background)
         with raises, opened, open_attempt(api_request()) as attempt:
-            await attempt.send(api_request(), answering(error_response(body, 200)))
-            raise ValueError("mine")
+            response = await attempt.send(api_request(), answering(error_response(body, 200)))
+            raise ValueError(f"mine: I don't like a {response.status_code}")
         await anyio.sleep(1)
         assert body.closed == 1
         stop.set()
@@ -323,7 +345,181 @@ async def test_only_a_body_that_is_still_to_be_read_is_watched(ending: str, virt
         else:
             attempt.end()
         attempt.watch(response)
-        assert attempt.tap is None
+        assert attempt.body is None
+
+
+async def test_the_body_is_held_weakly() -> None:
+    """Whoever has the response holds it; the attempt doesn't, so that what is dropped is gone at once."""
+    body = ErrorBody()
+    with open_attempt(api_request()) as attempt:
+        response = await attempt.send(api_request(), answering(error_response(body, 200)))
+        assert attempt.body is response.stream
+        attempt.watch(response)
+        assert attempt.body is response.stream
+    await response.aclose()
+    del response
+    assert attempt.body is None
+
+
+# Bounds of what is read whole.
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "deflate"])
+async def test_an_error_with_an_endless_body_is_its_status(encoding: str) -> None:
+    """What an error may say is bounded as well, after decompression; the status says enough."""
+    data = b" " * 200_000
+    packed = {"identity": data, "gzip": gzip.compress(data), "deflate": zlib.compress(data)}[encoding]
+    http = httpx2.Response(529, headers={"content-encoding": encoding}, stream=Instant(packed))
+    with open_call(api_request(), max_response_bytes=100_000), open_attempt(api_request()) as attempt:
+        await attempt.send(api_request(), answering(http))
+    assert attempt.failure is not None
+    assert attempt.failure.kind is FailureKind.OVERLOADED
+    with pytest.raises(httpx2.ResponseNotRead):
+        _ = http.content
+
+
+@pytest.mark.parametrize(("url", "bounded"), [("/v1/messages", True), ("/v1/models", False)])
+async def test_an_answer_that_is_read_whole_is_bounded(url: str, bounded: bool) -> None:
+    """What the SDK reads before the chain sees it: messages; a list or a file may be as long as it is."""
+    for size, allowed in ((100, True), (101, not bounded)):
+        http = httpx2.Response(200, stream=Instant(bytes(size)))
+        with open_call(api_request(url), max_response_bytes=100):
+            if allowed:
+                await read_whole(http)
+                assert http.content == bytes(size)
+            else:
+                with pytest.raises(ResponseTooLarge):
+                    await read_whole(http)
+
+
+async def test_an_answer_outside_a_call_is_just_read() -> None:
+    """The same HTTP client may be used for something else."""
+    http = httpx2.Response(200, stream=Instant(b"x"))
+    await read_whole(http)
+    assert http.content == b"x"
+    with open_call(api_request(), max_response_bytes=1):
+        await read_whole(http)
+    assert http.content == b"x"
+
+
+@pytest.mark.parametrize("botocore", [True, False])
+async def test_frames_that_were_read_whole_are_looked_at_as_frames(
+    botocore: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they can be decoded; else nothing is known of them."""
+    if not botocore:
+        monkeypatch.setitem(sys.modules, "botocore.eventstream", None)
+    aws._botocore.cache_clear()
+    try:
+        http = httpx2.Response(200, content=b"", headers={"content-type": aws.AWS_STREAM})
+        attempt, begins = await begun(http, stream=True)
+        assert (attempt.failure is None) is not botocore
+        assert (begins.failure is None) is not botocore
+    finally:
+        aws._botocore.cache_clear()
+
+
+# How an answer begins that was read whole before anybody asked.
+
+START = b'event: message_start\ndata: {"message": {}}\n\n'
+CONTENT = START + b'event: content_block_delta\ndata: {"delta": {"type": "text_delta", "text": "Hi"}}\n\n'
+STOP = b"event: message_stop\ndata: {}\n\n"
+OVERLOADED = b'{"type": "error", "error": {"type": "overloaded_error"}}'
+
+
+async def begun(http: httpx2.Response, *, stream: bool) -> tuple[Attempt, Beginning]:
+    """An attempt that was answered, and how the answer begins."""
+    request = api_request(stream=stream)
+    with open_attempt(request) as attempt:
+        attempt.sent = True
+        await attempt.send(request, answering(http))
+        return attempt, await attempt.begin(http, hold_s=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("content", "stream", "kind"),
+    [
+        (json.dumps(MESSAGE).encode(), False, None),
+        (CONTENT + STOP, True, None),
+        (CONTENT, True, FailureKind.CONNECTION),
+        (CONTENT + b"event: error\ndata: " + OVERLOADED + b"\n\n", True, FailureKind.OVERLOADED),
+    ],
+    ids=["message", "stream", "broken off", "failed"],
+)
+async def test_an_answer_with_content_is_handed_on(content: bytes, stream: bool, kind: FailureKind | None) -> None:
+    """Whatever has become of it after that."""
+    attempt, begins = await begun(httpx2.Response(200, content=content), stream=stream)
+    assert begins == Beginning()
+    assert (attempt.failure and attempt.failure.kind) is kind
+
+
+@pytest.mark.parametrize(
+    ("content", "stream", "kind", "retryable", "error_type"),
+    [
+        (b"", True, FailureKind.CONNECTION, True, anthropic.APIConnectionError),
+        (b"event: ping\n\n", True, FailureKind.CONNECTION, True, anthropic.APIConnectionError),
+        (json.dumps(MESSAGE).encode(), True, FailureKind.INVALID, False, anthropic.APIResponseValidationError),
+        (b"{}", False, FailureKind.INVALID, True, anthropic.APIResponseValidationError),
+        (b"<html>", False, FailureKind.INVALID, True, anthropic.APIResponseValidationError),
+        (OVERLOADED, False, FailureKind.OVERLOADED, True, anthropic.APIStatusError),
+        (b"event: x\ndata: {\n\n", True, FailureKind.INVALID, True, InvalidStream),
+        (b"event: error\ndata: " + OVERLOADED + b"\n\n", True, FailureKind.OVERLOADED, True, type(None)),
+    ],
+)
+async def test_an_answer_without_content_is_a_failure(
+    content: bytes, stream: bool, kind: FailureKind, retryable: bool, error_type: type
+) -> None:
+    """With what to raise for it, unless the SDK does."""
+    attempt, begins = await begun(httpx2.Response(200, content=content), stream=stream)
+    assert begins.failure is not None
+    assert attempt.failure == begins.failure
+    assert (begins.failure.kind, begins.failure.retryable) == (kind, retryable)
+    assert type(begins.error) is error_type
+
+
+async def test_of_an_answer_that_somebody_else_has_read_nothing_is_known() -> None:
+    """A middleware that consumed the raw bytes leaves nothing to look at; what came was an answer."""
+    http = httpx2.Response(200, stream=Instant(OVERLOADED))
+    async for _ in http.aiter_raw():
+        pass
+    attempt, begins = await begun(http, stream=True)
+    assert (attempt.failure, begins, attempt.usage) == (None, Beginning(), Usage(estimated=True))
+
+
+async def test_an_error_status_begins_as_the_failure_that_it_is() -> None:
+    """The SDK raises for it."""
+    attempt, begins = await begun(httpx2.Response(529, content=OVERLOADED), stream=True)
+    assert begins == Beginning(failure=attempt.failure)
+    assert begins.failure is not None
+
+
+@pytest.mark.parametrize("content", [b"{}", b"<html>", OVERLOADED, b'{"type": "message", "content": null}'])
+async def test_what_the_sdk_would_take_for_a_message_is_none(content: bytes) -> None:
+    """Of what its client has read and could parse, only a message counts as one."""
+    noting = Noting()
+
+    def answer(_request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=content, headers={"content-type": "application/json"})
+
+    http_client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    claude = AsyncAnthropic(api_key="sk-example", max_retries=0, middleware=[noting], http_client=http_client)
+    with contextlib.suppress(Exception):
+        await claude.messages.create(**HELLO)
+    (attempt,) = noting.attempts
+    assert attempt.failure is not None
+    assert attempt.failure.kind in {FailureKind.INVALID, FailureKind.OVERLOADED}
+
+
+class Noting(anthropic.Middleware):
+    """A guard that keeps its attempts."""
+
+    def __init__(self) -> None:
+        self.attempts = list[Attempt]()
+
+    async def handle_async(self, request: anthropic.APIRequest, call_next: CallNext) -> Response:
+        with open_attempt(request) as attempt:
+            self.attempts.append(attempt)
+            return await attempt.send(request, call_next)
 
 
 # On all surfaces of the SDK.

@@ -14,7 +14,7 @@ import pytest
 from anthropic._models import FinalRequestOptions
 
 from penstock._core.attempt import open_attempt
-from penstock._core.call import Call, current_call, open_call
+from penstock._core.call import MAX_RESPONSE_BYTES, Call, current_call, open_call
 from penstock._core.context import Patience, deadline, labels, patience
 from penstock._core.failure import FailureKind
 from penstock._core.kind import RequestKind
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from penstock.testing.plugin import VirtualTime
 
-MESSAGE = {"type": "message", "usage": {"input_tokens": 3, "output_tokens": 4}}
+MESSAGE = {"type": "message", "content": [], "usage": {"input_tokens": 3, "output_tokens": 4}}
 
 
-def api_request(url: str = "/v1/messages", body: object = None) -> anthropic.APIRequest:
+def api_request(url: str = "/v1/messages", body: object = None, *, stream: bool = True) -> anthropic.APIRequest:
     """A request as the SDK's chain hands it on."""
     given = {"model": "claude-sonnet-4-6"} if body is None else body
     options = FinalRequestOptions.construct(method="post", url=url, json_data=given)
-    return anthropic.APIRequest(options=options, cast_to=object, stream=True)
+    return anthropic.APIRequest(options=options, cast_to=object, stream=stream)
 
 
 class Body(httpx2.AsyncByteStream):
@@ -70,6 +70,25 @@ async def test_a_call_knows_its_request_and_what_its_caller_said(virtual_time: V
         assert call.id in repr(call)
         assert "open" in repr(call)
     assert "ended" in repr(call)
+
+
+async def test_a_call_knows_what_its_answer_may_have() -> None:
+    """As given by whoever opens it; a guard that finds it changes nothing."""
+    with open_call(api_request()) as call:
+        assert call.max_response_bytes == MAX_RESPONSE_BYTES
+    with open_call(api_request(), max_response_bytes=7) as call, open_call(api_request(), max_response_bytes=9) as same:
+        assert (same, call.max_response_bytes) == (call, 7)
+
+
+async def test_a_call_knows_how_long_its_cache_writes_are_kept() -> None:
+    """Its request says so while it is under way; the body of another kind of request is not looked into."""
+    body = {"model": "claude-sonnet-4-6", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    with open_call(api_request(body=body)) as call:
+        assert call.writes_for_an_hour()
+    assert not call.writes_for_an_hour()
+    for other in (api_request(), api_request("/v1/messages/count_tokens", body)):
+        with open_call(other) as call:
+            assert not call.writes_for_an_hour()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +184,7 @@ async def test_what_is_pushed_after_the_end_is_given_back_at_once() -> None:
 async def test_a_call_ends_with_its_last_body(virtual_time: VirtualTime) -> None:
     """The chain has returned, but the body is still to be read; then the call sums up what its attempts came to."""
     ended = list[Call]()
-    with open_call(api_request()) as call:
+    with open_call(api_request(stream=False)) as call:
         call.push(ended.append)
         with open_attempt(api_request()) as attempt:
             await attempt.send(api_request(), answer)
@@ -341,7 +360,7 @@ async def test_closing_ends_an_attempt_whose_body_is_unread(virtual_time: Virtua
 
 async def test_closing_a_call_that_is_over_changes_nothing() -> None:
     """There is nothing left to cut short."""
-    with open_attempt(api_request()) as attempt:
+    with open_attempt(api_request(stream=False)) as attempt:
         await attempt.send(api_request(), answer)
     attempt.call.close()
     assert attempt.failure is None

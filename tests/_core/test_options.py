@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import math
 
+import anthropic
 import pytest
 from pydantic import Field, ValidationError
 
-from penstock._core.options import Options, options_from
+from penstock._core.options import Options, given, given_or, is_given, options_from
 
 
 class Speed(Options):
@@ -49,3 +50,12 @@ def test_options_are_frozen() -> None:
     """Nobody changes options under a guard's feet."""
     with pytest.raises(ValidationError, match="frozen"):
         Speed().limit = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("nothing", [anthropic.omit, anthropic.NOT_GIVEN, anthropic.not_given])
+def test_what_the_sdk_calls_omitted_is_not_there(nothing: object) -> None:
+    """All of its signs; `None` is a value."""
+    assert not is_given(nothing)
+    assert is_given(None)
+    assert given({"a": nothing, "b": None}) == {"b": None}
+    assert (given_or(nothing, 1), given_or(2, 1)) == (1, 2)

@@ -81,3 +81,10 @@ def test_a_type_without_a_schema_is_refused() -> None:
 def test_it_says_what_for() -> None:
     """Its text names the type."""
     assert "City" in repr(OutputFormat(City))
+
+
+def test_what_is_omitted_is_not_there() -> None:
+    """The SDK's own signs for it, as `None`."""
+    for nothing in (None, anthropic.omit, anthropic.NOT_GIVEN, anthropic.not_given):
+        assert OutputFormat.of(nothing) is None
+    assert OutputFormat.of(int) is not None

@@ -12,7 +12,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["imports.py", "overhead.py", "streaming.py", "tools.py", "transcripts.py"])
+@pytest.mark.parametrize(
+    "script", ["hostile.py", "imports.py", "overhead.py", "streaming.py", "tools.py", "transcripts.py"]
+)
 def test_a_quick_run_ends_well_and_judges_every_target(script: str) -> None:
     """A benchmark runs to its end, with all its checks, and prints a verdict beside each target."""
     command = [sys.executable, str(BENCHMARKS / script), "--quick"]

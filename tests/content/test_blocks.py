@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 
 import penstock
 from penstock import InvalidImage
-from penstock._core.vision import HIGH_RESOLUTION, STANDARD
+from penstock._core.models import HIGH_RESOLUTION, STANDARD
 from penstock.content.fitting import Picture
 from penstock.testing import Cancelled, cancel_at_every_await
 

@@ -290,6 +290,18 @@ class TestBudgets:
         assert raised.value.spent_usd == chat.cost_usd
         assert Decimal("0.02") < chat.cost_usd <= Decimal("0.05")
 
+    async def test_what_a_user_profile_pays_for_is_in_no_budget(self, simulator: Simulator) -> None:
+        """It costs what it costs, and somebody else pays."""
+        theirs: dict[str, Any] = {
+            "billing_policy": {"type": "billing_policy", "bill_to": "user_profile"},
+            "user_profile_id": "uprof_1",
+            "betas": ["user-profiles-2026-03-24"],
+        }
+        async with simulator.client() as sdk:
+            chat = Conversation(sdk, model=MODEL, cost_budget_usd=0.000_001, max_tokens=2_000, **theirs)
+            await chat.send("Hello")
+            assert chat.cost_usd > Decimal("0.000001")
+
     async def test_what_is_there_is_returned_when_the_budget_ends(self, simulator: Simulator) -> None:
         """A retry or continuation that can't be paid ends the reply; what came is paid for."""
         simulator.reply("cut", stop_reason="max_tokens", times=2, usage={"output_tokens": 900})
@@ -544,6 +556,6 @@ class TestMaking:
             )
             assert repr(chat) == "<Conversation s1, claude-sonnet-5-5, 1 turns, 0 tokens>"
             session = chat._session
-            for part in (chat._parts, session, session.requests, session.window, session.requests.spending):
+            for part in (session, session.requests, session.window, session.requests.spending):
                 assert "Hello" not in repr(part)
                 assert "terse" not in repr(part)

@@ -70,7 +70,7 @@ async def test_what_is_called_runs_until_the_last_answer() -> None:
     assert [block["content"] for block in results] == ["sunny in Rome", "noon in Rome"]
     assert [tool["name"] for tool in (simulator.journal[0].body or {})["tools"]] == ["get_weather", "get_time"]
     assert all(entry.status == 200 for entry in simulator.journal)
-    assert "get_weather" in repr(chat._parts.functions)
+    assert "get_weather" in repr(chat._session.functions)
 
 
 async def test_each_request_says_how_deep_it_is(simulator: Simulator) -> None:
@@ -257,7 +257,7 @@ async def test_functions_are_given_again_to_what_was_saved(simulator: Simulator)
             Conversation.from_json(Conversation(sdk, model=MODEL).to_json(), sdk, approve=approve)
         again = Conversation.from_json(text, sdk, tools=[get_weather], approve=approve)
         assert again.to_json() == text
-        functions = again._parts.functions
+        functions = again._session.functions
         assert functions is not None
         assert (functions.options.max_iterations, functions.options.tool_timeout_s) == (2, 7)
         simulator.reply(CALL)

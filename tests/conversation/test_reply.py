@@ -213,3 +213,9 @@ def test_a_refusal_has_its_details() -> None:
     untold = Reply(message=message(stop="refusal"), usage=Usage(), _cost=Decimal).refusal
     assert untold is not None
     assert untold.category is None
+    of_another_kind = message(stop="refusal", stop_details=details)
+    assert of_another_kind.stop_details is not None
+    of_another_kind.stop_details.__dict__["type"] = "something_else"
+    other = Reply(message=of_another_kind, usage=Usage(), _cost=Decimal).refusal
+    assert other is not None
+    assert other.category is None

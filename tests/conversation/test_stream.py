@@ -137,7 +137,8 @@ async def test_a_stream_that_cannot_be_understood_changes_nothing(simulator: Sim
         with pytest.raises(InvalidStream):
             await read_and_raise(chat, None)
         with pytest.raises(KeyError, match="mine"):
-            await read_and_raise(chat, KeyError("mine"))
+            async with chat.stream("Hello"):
+                raise KeyError("mine")
         assert chat.messages == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock._core.usage import Usage
-from penstock.costs.prices import cost, price_of
+from penstock.costs.prices import billed_to_user_profile, cost, price_of
 from penstock.errors import UnknownPrice
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -123,6 +123,81 @@ def test_steps_in_a_batch_cost_half() -> None:
     """The tier of the whole reply holds for each of its steps."""
     usage = {"service_tier": "batch", "iterations": [{"type": "message", "input_tokens": MILLION, "output_tokens": 0}]}
     assert cost(BetaMessage.construct(model="claude-sonnet-5-5", usage=usage), at=AT) == Decimal(1)
+
+
+REDEEMED = {"status": {"type": "redeemed"}}
+# A retry on another model: 50,000 tokens that the refused model had in its cache, and 2,000 new ones.
+CREDITED = {
+    "input_tokens": 10,
+    "cache_creation_input_tokens": 2000,
+    "cache_read_input_tokens": 50_000,
+    "output_tokens": 100,
+    "fallback_credit": REDEEMED,
+}
+CREDITED_USD = (Decimal(5) * 10 + Decimal("6.25") * 2000 + Decimal("0.5") * 50_000 + 25 * 100) / MILLION
+
+
+def test_a_redeemed_fallback_credit_is_in_the_counts_and_not_taken_off_twice() -> None:
+    """The API tells what was moved as cache reads already; what it still tells as written costs what writes cost."""
+    message = BetaMessage.construct(model="claude-opus-5", usage=CREDITED)
+    assert cost(message, at=AT) == CREDITED_USD
+
+
+def test_a_fallback_credit_that_was_not_applied_changes_nothing() -> None:
+    """The retry was served at its normal price."""
+    credit = {"status": {"type": "not_applied", "reason": "expired"}}
+    usage = {**CREDITED, "cache_creation_input_tokens": 52_000, "cache_read_input_tokens": 0}
+    credited, plain = ({**usage, "fallback_credit": credit}, {**usage, "fallback_credit": None})
+    costs = [cost(BetaMessage.construct(model="claude-opus-5", usage=each), at=AT) for each in (credited, plain)]
+    assert costs[0] == costs[1] == (Decimal(50) + Decimal("6.25") * 52_000 + 2500) / MILLION
+
+
+@pytest.mark.parametrize("written", [(52_000, 0), (52_000,), (1000, 51_000), (2000, 0)])
+def test_a_redeemed_fallback_credit_holds_for_the_steps_too(written: tuple[int, ...]) -> None:
+    """Where the steps still tell as written what the totals tell as read, it is billed once, at the price of reads."""
+    tokens = [{"cache_creation_input_tokens": each, "cache_read_input_tokens": 0} for each in written]
+    tokens[-1]["cache_read_input_tokens"] = 52_000 - sum(written)
+    steps = [{"type": "message", "input_tokens": 0, "output_tokens": 0, **each} for each in tokens]
+    steps[0] |= {"input_tokens": 10, "output_tokens": 100}
+    compaction = {"type": "compaction", "input_tokens": 60_000, "output_tokens": 0}
+    message = BetaMessage.construct(model="claude-opus-5", usage={**CREDITED, "iterations": [compaction, *steps]})
+    assert cost(message, at=AT) == CREDITED_USD + Decimal("0.3")
+
+
+def test_steps_of_a_chain_that_the_totals_leave_out_are_priced_as_they_say() -> None:
+    """The SDK's middleware puts the refused model's step in front; the credit is of the one that answered."""
+    refused = {"type": "message", "model": "claude-fable-5", "input_tokens": 5, "cache_read_input_tokens": 50_000}
+    answered = {
+        "type": "fallback_message",
+        "model": "claude-opus-5",
+        "input_tokens": 10,
+        "cache_creation_input_tokens": 52_000,
+        "cache_read_input_tokens": 0,
+        "output_tokens": 100,
+    }
+    message = BetaMessage.construct(model="claude-opus-5", usage={**CREDITED, "iterations": [refused, answered]})
+    assert cost(message, at=AT) == CREDITED_USD + (Decimal(50) + 50_000) / MILLION
+
+
+@pytest.mark.parametrize(
+    ("params", "theirs"),
+    [
+        ({}, False),
+        ({"billing_policy": None}, False),
+        ({"billing_policy": "user_profile"}, False),
+        ({"billing_policy": {"type": "billing_policy"}}, False),
+        ({"billing_policy": {"type": "billing_policy", "bill_to": "self"}}, False),
+        ({"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}}, True),
+        ({"user_profile_id": "up_1"}, False),
+        ({"extra_body": {"billing_policy": {"bill_to": "user_profile"}}}, True),
+        ({"billing_policy": {"bill_to": "user_profile"}, "extra_body": {"billing_policy": {"bill_to": "self"}}}, False),
+        ({"billing_policy": {"bill_to": "user_profile"}, "extra_body": {}}, True),
+        ({"billing_policy": {"bill_to": "user_profile"}, "extra_body": None}, True),
+    ],
+)
+def test_a_request_says_who_pays(params: dict[str, object], theirs: bool) -> None:
+    """Only `bill_to: user_profile` has the customer pay; to name a profile alone does not."""
+    assert billed_to_user_profile(params) is theirs
 
 
 @pytest.mark.parametrize("iterations", [None, 3, [], ["x"], [{"type": "message"}]])

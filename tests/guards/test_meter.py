@@ -131,7 +131,8 @@ async def test_failures_are_counted_by_kind(simulator: Simulator) -> None:
 
 async def test_a_broken_stream_is_a_failure_with_estimated_tokens(simulator: Simulator) -> None:
     """What broke off in the middle may have been billed, so that it counts, marked as estimated."""
-    simulator.inject("stream_drop_after_content")
+    simulator.inject("stream_drop_after_content", after_deltas=1)
+    simulator.reply("One word after the other, until the connection breaks off somewhere. " * 20)
     meter, claude = metered(simulator)
     with pytest.raises(httpx2.RemoteProtocolError):
         await read(claude)
@@ -173,8 +174,9 @@ async def test_only_messages_are_measured(simulator: Simulator) -> None:
 async def test_a_body_that_was_dropped_is_added_even_outside_the_loop(simulator: Simulator) -> None:
     """The garbage collector may end an attempt anywhere, and it is still measured."""
     meter, claude = metered(simulator)
-    stream = await claude.messages.create(**HELLO, stream=True)
-    del stream
+    circle: list[object] = [await claude.messages.create(**HELLO, stream=True)]
+    circle.append(circle)
+    del circle
 
     def collect() -> None:
         with pytest.warns(ResourceWarning, match="dropped"):

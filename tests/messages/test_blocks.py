@@ -52,7 +52,8 @@ def test_objects_of_the_sdk_are_taken() -> None:
         ({"a": {"b": [b"x"]}}, "at.a.b.0", "a bytes, which JSON can't hold"),
         ({"a": {1: 2}}, "at.a", "int as the name"),
         ({"a": math.nan}, "at.a", "a float, which"),
-        ({"content": ["x"]}, "at.content.0", "must be a content block"),
+        ({"type": "tool_result", "content": ["x"]}, "at.content.0", "must be a content block"),
+        ({"a": 10**5000}, "at.a", "a int, which"),
     ],
 )
 def test_what_json_cannot_hold_is_refused_with_its_place(value: Any, place: str, said: str) -> None:

@@ -123,6 +123,7 @@ async def test_bad_params_are_errored_later(virtual_time: VirtualTime) -> None:
         "stream": {"stream": True},
         "speed": {"speed": "fast"},
         "fallbacks": {"fallbacks": "default"},
+        "billing": {"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}},
         "prewarm": {"max_tokens": 0},
         "negative": {"max_tokens": -1},
         "extra": {"temperature": 0.5},

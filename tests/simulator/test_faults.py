@@ -28,6 +28,7 @@ ANSWERS: dict[str, tuple[type[anthropic.APIStatusError], int, str | None, dict[s
     "retry_after_ms": (anthropic.RateLimitError, 429, "rate_limit_error", {"retry-after-ms": "250"}),
     "ramp": (anthropic.RateLimitError, 429, "rate_limit_error", {"retry-after": "1"}),
     "spend_cap": (anthropic.RateLimitError, 429, "rate_limit_error", {}),
+    "error": (anthropic.InternalServerError, 529, "overloaded_error", {}),
     "overloaded": (anthropic.InternalServerError, 529, "overloaded_error", {}),
     "api_error": (anthropic.InternalServerError, 500, "api_error", {}),
     "should_retry_false": (anthropic.InternalServerError, 500, "api_error", {"x-should-retry": "false"}),
@@ -89,6 +90,51 @@ async def test_quota_errors_carry_their_error_code(virtual_time: VirtualTime) ->
                 await plain(claude)
             codes.append((caught.value.error_code, caught.value.response.headers.get("retry-after")))
     assert codes == [("ramp_limit_exceeded", "7"), ("enforced_spend_limit_reached", None)]
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "headers"),
+    [
+        ({"type": "billing_error"}, 402, {}),
+        ({"type": "some_new_error"}, 500, {}),
+        ({"type": "api_error", "status": 503, "error_code": "change_outcome_unknown", "retry_after_s": 2}, 503,
+         {"retry-after": "2"}),
+        ({"type": "invalid_request_error", "error_code": "image_dimensions_too_large", "details": {"paths": ["a"]},
+          "should_retry": False}, 400, {"x-should-retry": "false"}),
+        ({"type": "rate_limit_error", "message": "Slower.", "should_retry": True}, 429, {"x-should-retry": "true"}),
+        ({"type": "conflict_error", "details": {"id": 1}}, 409, {}),
+    ],
+)  # fmt: skip
+async def test_any_error_of_the_api_can_be_scripted(
+    virtual_time: VirtualTime, params: dict[str, Any], status: int, headers: dict[str, str]
+) -> None:
+    """Type, status, words, code, details and retry headers are as the test says; the status is that of the type."""
+    simulator = Simulator()
+    simulator.inject("error", **params)
+    async with simulator.client(max_retries=0) as claude:
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            await plain(claude)
+    error, body = caught.value, caught.value.body
+    assert (error.status_code, error.type, error.error_code) == (status, params["type"], params.get("error_code"))
+    assert isinstance(body, dict)
+    code = {"error_code": params["error_code"]} if "error_code" in params else {}
+    assert body["error"].get("details", {}) == {**code, **params.get("details", {})}
+    assert body["error"]["message"] == params.get("message", "The request failed.")
+    assert {each: error.response.headers[each] for each in RETRY_HEADERS if each in error.response.headers} == headers
+
+
+@pytest.mark.parametrize("name", ["stream_error_before_content", "stream_error_after_content"])
+async def test_an_error_within_a_stream_can_be_any(virtual_time: VirtualTime, name: str) -> None:
+    """A plain request gets the same error with the status of its type."""
+    simulator = Simulator()
+    simulator.inject(name, times=2, type="rate_limit_error", error_code="ramp_limit_exceeded")
+    _, error = await collected(simulator)
+    assert isinstance(error, anthropic.APIStatusError)
+    assert (error.status_code, error.type, error.error_code) == (200, "rate_limit_error", "ramp_limit_exceeded")
+    async with simulator.client(max_retries=0) as claude:
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            await plain(claude)
+    assert caught.value.error_code == "ramp_limit_exceeded"
 
 
 async def test_proxy_errors_are_html(virtual_time: VirtualTime) -> None:

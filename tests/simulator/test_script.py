@@ -82,6 +82,19 @@ async def test_a_refusal_tells_its_details(virtual_time: VirtualTime) -> None:
     assert [message.stop_details for message in await both(simulator)] == [None, None]
 
 
+async def test_a_fallback_credit_is_told_in_a_stream_too(virtual_time: VirtualTime) -> None:
+    """What a script says of `usage.fallback_credit` is in the message, and in the last delta of a stream."""
+    simulator = Simulator()
+    credit = {"status": {"type": "not_applied", "reason": "expired"}}
+    simulator.reply("Hi", times=2, usage={"fallback_credit": credit})
+    async with simulator.client() as claude:
+        message = await claude.beta.messages.create(**ASK)
+        assert message.usage.to_dict()["fallback_credit"] == credit
+        async with await claude.beta.messages.create(**ASK, stream=True) as events:
+            (usage,) = [event.usage async for event in events if event.type == "message_delta"]
+    assert usage.to_dict()["fallback_credit"] == credit
+
+
 async def test_a_call_that_was_cut_off_ends_within_its_json(virtual_time: VirtualTime) -> None:
     """With `max_tokens` as reason, the input of a last call is no whole JSON in a stream; calls before it are."""
     simulator = Simulator()

@@ -708,6 +708,23 @@ def test_compaction_that_the_api_accepts() -> None:
     assert "Input tag 'compaction'" in refusal(talk(user({"type": "compaction", "content": "So"})))
 
 
+@pytest.mark.parametrize(
+    ("policy", "profile", "code"),
+    [
+        ({"bill_to": "user_profile"}, "", "user_profile_required"),
+        ({"bill_to": "user_profile"}, "up_1", None),
+        ({"bill_to": "self"}, "", None),
+        (None, "", None),
+    ],
+)
+def test_a_user_profile_that_pays_is_named(policy: Any, profile: str, code: str | None) -> None:
+    """`bill_to: user_profile` without the header `anthropic-user-profile-id` is refused, by its code."""
+    headers = {"anthropic-beta": "billing-policy-2026-11-01", "anthropic-user-profile-id": profile}
+    status, got = answer(ask(billing_policy=policy), headers=headers)
+    assert status == (200 if code is None else 400)
+    assert got.get("error", {}).get("details", {}).get("error_code") == code
+
+
 def test_beta_fields_need_a_beta_header() -> None:
     """With an `anthropic-beta` header the beta fields are accepted; fast mode of older models is then on."""
     beta = {"anthropic-beta": "fast-mode-2026-02-01,context-management-2025-06-27"}

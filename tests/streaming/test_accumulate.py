@@ -68,10 +68,11 @@ def test_an_sdk_that_swallows_the_mark_is_noticed(wire: Any) -> None:
 
     class Helper:
         __next__ = swallowing().__next__
+        current_message_snapshot = None
 
     accumulator._helper = Helper()
     with pytest.raises(RuntimeError, match="anthropic"):
-        accumulator.feed({"type": "ping"})
+        accumulator.feed({"type": "message_start", "message": {}})
 
 
 def test_deltas_are_joined_only_where_that_changes_nothing(wire: Any) -> None:

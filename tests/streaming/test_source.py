@@ -115,7 +115,7 @@ async def test_a_stall_does_not_swallow_a_cancellation(wire: Any, virtual_time: 
             task.uncancel()
 
         def cancel_too() -> None:
-            answer._source._look()
+            answer._source.look()
             assert task is not None
             task.cancel()
 

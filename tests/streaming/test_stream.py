@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -282,13 +283,29 @@ async def test_text_goes_on_after_events(wire: Any) -> None:
 
 @pytest.mark.lengthy
 async def test_large_tiny_and_odd_deltas_arrive_as_they_are(wire: Any) -> None:
-    """A megabyte in one delta, 10,000 tiny ones, NUL, lone surrogates and other line ends."""
-    texts = ["x" * 1_000_000, *["y"] * 10_000, "\0", "\ud83d", "a\r\nb\u2028c", ""]
+    """A megabyte in one delta, 10,000 tiny ones, NUL, other line ends, and nothing."""
+    texts = ["x" * 1_000_000, *["y"] * 10_000, "\0", "a\r\nb\u2028c", ""]
     body = wire.sse(wire.start(), *wire.text(0, *texts), *wire.end())
     for size in (1 << 14, 1 << 20):
         answer = over(wire.response(*[body[at : at + size] for at in range(0, len(body), size)]))
         assert await texts_of(answer) == (texts, None)
         assert await answer.get_final_text() == "".join(texts)
+
+
+async def test_halves_of_a_character_become_the_character(wire: Any) -> None:
+    """A surrogate pair that two deltas share is put together; a half that stays alone becomes U+FFFD."""
+    for parts, whole in [
+        (["a\ud83d", "\ude00b"], ["a", "\U0001f600b"]),
+        (["\ud83d", "x"], ["", "\ufffdx"]),
+        (["\ude00"], ["\ufffd"]),
+        (["x\ud83d"], ["x", "\ufffd"]),
+        (["\ud83d", "\ud83d", "\ude00"], ["", "\ufffd", "\U0001f600"]),
+    ]:
+        answer = over(wire.response(wire.sse(wire.start(), *wire.text(0, *parts), *wire.end())))
+        texts, raised = await texts_of(answer)
+        assert raised is None
+        assert "".join(texts) == "".join(whole) == await answer.get_final_text()
+        "".join(texts).encode()
 
 
 # Failing
@@ -369,36 +386,58 @@ async def _events_of(answer: Stream) -> tuple[list[str], Exception | None]:
 
 
 async def test_events_that_the_sdk_cannot_understand_break_the_stream_off(wire: Any) -> None:
-    """A delta of a block that there is not, or tool input that is no JSON; their content stays out of the message."""
+    """A delta of a block that there is not, text that is a number, no delta: their content stays out of the message."""
     delta = {"type": "content_block_delta", "index": 7, "delta": {"type": "text_delta", "text": "secret"}}
-    tool = wire.block(
-        1,
-        {"type": "tool_use", "id": "toolu_1", "name": "n", "input": {}},
-        {"type": "input_json_delta", "partial_json": '{"secret": nonsense'},
-    )
-    for bad, cause in [([delta], IndexError), (tool, ValueError)]:
+    number = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": 5}}
+    nothing = {"type": "content_block_delta", "index": 0, "delta": None}
+    for bad in ([delta], [number], [nothing]):
         answer = over(wire.response(wire.sse(wire.start(), *wire.text(0, "good"), *bad, *wire.end())))
         with pytest.raises(StreamInterrupted) as caught:
             await answer.get_final_message()
-        assert isinstance(caught.value.cause, cause)
-        assert "secret" not in str(caught.value)
+        assert isinstance(caught.value.cause, InvalidStream)
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
         assert caught.value.partial is not None
         with pytest.raises(StreamInterrupted):
             await answer.get_final_message()
         assert answer.stop_reason == "end_turn"
 
 
-async def test_a_stream_without_its_start_fails_only_where_a_message_is_asked_for(wire: Any) -> None:
-    """The text is given as it comes; there is no message to make of it, whole or in part."""
-    answer = over(wire.response(wire.sse(*wire.text(0, "Hi"), *wire.end())))
-    assert await texts_of(answer) == (["Hi"], None)
-    with pytest.raises(RuntimeError, match="nothing of the message"):
-        await answer.get_final_message()
-    answer = over(wire.response(wire.sse(*wire.text(0, "Hi"))))
-    texts, raised = await texts_of(answer)
-    assert texts == ["Hi"]
-    assert isinstance(raised, StreamInterrupted)
-    assert raised.partial is None
+async def test_tool_input_that_is_no_json_is_kept_as_the_api_asks_for(wire: Any) -> None:
+    """It is told as `INVALID_JSON`, and the rest of the message is whole; half a character in it becomes U+FFFD."""
+    for parts, whole in [
+        (['{"city": ', "x}"], {"INVALID_JSON": '{"city": x}'}),
+        (['{"city": "\\ud83d"}'], {"INVALID_JSON": '{"city": "\\ud83d"}'}),
+        (['{"city": "\ud83d"}'], {"city": "\ufffd"}),
+        (['{"a": 1} x'], {"INVALID_JSON": '{"a": 1} x'}),
+        (['{"a": "Ro'], {"INVALID_JSON": '{"a": "Ro'}),
+        (['{"city": "\\ud83d', '\\ude00"}'], {"city": "\U0001f600"}),
+        (['{"a": 1}'], {"a": 1}),
+        ([], {}),
+    ]:
+        deltas = [{"type": "input_json_delta", "partial_json": part} for part in parts]
+        tool = wire.block(0, {"type": "tool_use", "id": "toolu_1", "name": "n", "input": {}}, *deltas)
+        for read in ("events", "message"):
+            answer = over(wire.response(wire.sse(wire.start(), *tool, *wire.text(1, "good"), *wire.end())))
+            events = [event async for event in answer] if read == "events" else []
+            message: Any = await answer.get_final_message()
+            assert message.content[0].input == whole
+            assert message.content[1].text == "good"
+            stops: list[Any] = [event.content_block for event in events if event.type == "content_block_stop"]
+            assert not stops or stops[0].input == whole
+
+
+async def test_a_stream_without_its_start_is_no_whole_one(wire: Any) -> None:
+    """The text is given as it comes; what came is told by a typed error."""
+    for end in (wire.end(), ()):
+        answer = over(wire.response(wire.sse(*wire.text(0, "Hi"), *end)))
+        texts, raised = await texts_of(answer)
+        assert texts == ["Hi"]
+        assert isinstance(raised, StreamInterrupted)
+        with pytest.raises(StreamInterrupted) as caught:
+            await answer.get_final_message()
+        partial: Any = caught.value.partial
+        assert partial.content[0].text == "Hi"
+        assert caught.value.usage.estimated
 
 
 async def test_what_comes_after_the_last_event_does_not_matter(wire: Any) -> None:

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from penstock import Client, InvalidHistory, StreamInterrupted, ToolLoopLimit, ToolRun, UnknownPrice, UnknownTool, tool
+from penstock._core.usage import Usage
 from penstock.events import CallEnded, Event
 from penstock.tools import run_tools
 from penstock.tools.run import Drive
@@ -72,7 +73,7 @@ class TestRun:
         """It is not known, and not nothing."""
         simulator.reply("Hello")
         run = await run_tools(sdk, "Hello", tools=[], **PARAMS)
-        run.message.model = "claude-unheard-of"
+        run._spending.add("claude-unheard-of", Usage(input_tokens=1))
         assert run.cost_usd is None
 
     async def test_printing_a_run_shows_no_content(self, simulator: Simulator, sdk: anthropic.AsyncAnthropic) -> None:
@@ -219,6 +220,18 @@ class TestRefusedBefore:
         assert simulator.journal == []
 
 
+async def test_what_a_user_profile_pays_for_is_in_no_budget(sdk: anthropic.AsyncAnthropic) -> None:
+    """It costs what it costs, and somebody else pays."""
+    theirs: dict[str, Any] = {
+        "billing_policy": {"type": "billing_policy", "bill_to": "user_profile"},
+        "user_profile_id": "uprof_1",
+        "betas": ["user-profiles-2026-03-24"],
+    }
+    run = await run_tools(sdk, "Hello", tools=[get_weather], **{**PARAMS, **theirs}, max_cost_usd=0.000_001)
+    assert run.cost_usd is not None
+    assert run.cost_usd > Decimal("0.000001")
+
+
 class TestEnds:
     async def test_a_bound_leaves_a_transcript_to_go_on_from(
         self, simulator: Simulator, sdk: anthropic.AsyncAnthropic
@@ -309,16 +322,16 @@ def drive(**params: Any) -> Drive:
 
 
 class TestRequests:
-    ASK = Ask(iteration=2, messages=[])
+    ASK = Ask(iteration=2, turns=())
 
     def test_code_on_the_server_goes_on_in_its_container(self) -> None:
         """The API refuses a follow-up without it; one that the caller names stays."""
         run = drive()
         assert "container" not in run._params_of(self.ASK)
-        run._state.container = "container_1"
+        run._state.transcript.container = "container_1"
         assert run._params_of(self.ASK)["container"] == "container_1"
         named = drive(container="container_2")
-        named._state.container = "container_1"
+        named._state.transcript.container = "container_1"
         assert named._params_of(self.ASK)["container"] == "container_2"
 
     def test_options_of_the_loop_are_not_sent(self) -> None:

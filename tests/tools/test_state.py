@@ -66,7 +66,9 @@ class TestSteps:
     def test_it_asks_runs_calls_asks_again_and_ends(self) -> None:
         """Each reply is an iteration, and the transcript grows by what happened."""
         state = loop()
-        assert state.next(100.0) == Ask(iteration=1, messages=[ASKED])
+        first = state.next(100.0)
+        assert isinstance(first, Ask)
+        assert (first.iteration, first.messages) == (1, [ASKED])
         turn(state, number=2)
         step = state.next(100.0)
         assert isinstance(step, Ask)
@@ -138,9 +140,9 @@ class TestSteps:
         """Code on the server goes on where it was."""
         state = loop()
         state.received(reply(CALL, container={"id": "container_1", "expires_at": "2026-12-01T00:00:00Z"}))
-        assert state.container == "container_1"
+        assert state.transcript.container == "container_1"
         turn(state)
-        assert state.container == "container_1"
+        assert state.transcript.container == "container_1"
 
 
 class TestBounds:

@@ -7,7 +7,7 @@ from anthropic.types import Message, TextBlock, ToolUseBlock
 
 from penstock import InvalidHistory
 from penstock.tools.content import Result
-from penstock.tools.transcript import Transcript, message_params
+from penstock.tools.transcript import Transcript
 
 ASKED = {"role": "user", "content": "Hello"}
 CALLS: list[dict[str, Any]] = [
@@ -18,6 +18,17 @@ CALLS: list[dict[str, Any]] = [
 RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}
 INTERRUPTED = "Not run: the conversation was interrupted."
 BEGUN = "Interrupted: the tool had begun, and whether it has done its work is not known."
+
+
+def message_params(prompt: Any) -> Any:
+    """The messages that a prompt stands for."""
+    return Transcript(prompt).to_send
+
+
+def said(transcript: Transcript) -> Any:
+    """The first block of the last message."""
+    messages: Any = transcript.to_send
+    return messages[-1]["content"][0]
 
 
 def answers(transcript: Transcript) -> Any:
@@ -65,18 +76,20 @@ class TestPrompt:
             (["Hello"], "prompt.0"),
             ([{"type": "text", "text": "a"}, 3], "prompt.1"),
             ([{"type": 3}], "prompt.0"),
-            ([ASKED, {"role": "tool", "content": "x"}], "messages.1.role"),
-            ([ASKED, "Hello"], "messages.1.role"),
+            ([ASKED, {"role": "tool", "content": "x"}], "messages.1"),
+            ([ASKED, "Hello"], "messages.1"),
+            ([{"role": "assistant", "content": "Hi"}], "messages.0"),
+            ([{"role": "system", "content": "Be kind."}], "messages.0"),
             ([ASKED, {"role": "user"}], "messages.1.content"),
             ([ASKED, {"role": "user", "content": 3}], "messages.1.content"),
             ([ASKED, {"role": "user", "content": b"x"}], "messages.1.content"),
-            ([ASKED, {"role": "user", "content": {"type": "text"}}], "messages.1.content"),
+            ([ASKED, {"role": "user", "content": {"type": "text"}}], "messages.1.content.0.text"),
             ([ASKED, {"role": "user", "content": [CALLS[0], {"text": "x"}]}], "messages.1.content.1"),
             ([{"role": "user", "content": ["x"]}], "messages.0.content.0"),
             ([{"role": "user", "content": ""}], "messages.0.content"),
             ([ASKED, {"role": "assistant", "content": []}], "messages.1.content"),
-            ([ASKED, {"role": "assistant", "content": "Hi", "tool_calls": []}], "messages.1.tool_calls"),
-            ([{"role": "user", "content": "Hi", "name": "me"}], "messages.0.name"),
+            ([ASKED, {"role": "assistant", "content": "Hi", "tool_calls": []}], "messages.1"),
+            ([{"role": "user", "content": "Hi", "name": "me"}], "messages.0"),
         ],
     )
     def test_what_is_none_is_refused_with_its_place(self, prompt: Any, place: str) -> None:
@@ -126,7 +139,8 @@ class TestCalls:
         transcript = Transcript("Hello")
         transcript.add_reply(CALLS[:2])
         transcript.unanswered[0].input["a"].append(2)
-        assert transcript.to_send[-1]["content"][1]["input"] == {"a": [1]}
+        messages: Any = transcript.to_send
+        assert messages[-1]["content"][1]["input"] == {"a": [1]}
         assert transcript.turn == [("one", {"a": [1]}, None)]
 
     def test_calls_at_the_end_of_a_prompt_are_unanswered(self) -> None:
@@ -150,7 +164,6 @@ class TestCalls:
         assert Transcript(messages).unanswered == []
         assert Transcript(messages).valid == messages
         assert Transcript([ASKED, {"role": "assistant", "content": "Hi"}]).unanswered == []
-        assert Transcript([{"role": "assistant", "content": "Hi"}]).unanswered == []
 
     @pytest.mark.parametrize("place", [0, 1])
     def test_a_turn_that_is_answered_in_part_is_taken_up(self, place: int) -> None:
@@ -163,7 +176,7 @@ class TestCalls:
         transcript.answer(call, Result(content="y"))
         transcript.close_turn()
         assert [message["role"] for message in transcript.to_send] == ["user", "assistant", "user"]
-        answered = transcript.to_send[-1]["content"]
+        answered = message_params(transcript.to_send)[-1]["content"]
         assert [block["tool_use_id"] for block in answered] == ["toolu_1", "toolu_2"]
         assert [block.get("is_error", False) for block in answered] == [place == 0, place == 1]
 
@@ -184,14 +197,17 @@ class TestCalls:
                 "tool calls toolu_2 are not answered",
             ),
             ([{"role": "system", "content": "Be brief."}], "tool calls toolu_1, toolu_2 are not answered"),
-            ([{"role": "user", "content": [{**RESULT, "tool_use_id": "toolu_3"}]}], "answers toolu_3, which is no"),
+            (
+                [{"role": "user", "content": [{**RESULT, "tool_use_id": "toolu_3"}]}],
+                "a tool_result for toolu_3, which is no",
+            ),
         ],
     )
     def test_calls_that_can_no_longer_be_answered_are_refused_with_their_place(self, then: Any, says: str) -> None:
         """As are answers to no call; nothing is run twice for want of a name."""
         with pytest.raises(InvalidHistory, match=says) as caught:
             Transcript([ASKED, {"role": "assistant", "content": CALLS}, *then])
-        assert caught.value.place == f"messages.{1 + len(then)}"
+        assert caught.value.place == "messages.2"
 
     def test_nothing_said_is_not_added(self) -> None:
         """The API takes no empty message."""
@@ -207,7 +223,7 @@ class TestCalls:
         transcript = Transcript("Hello")
         transcript.add_reply([{**CALLS[1], "input": given}])
         assert transcript.unanswered[0].input == taken
-        assert transcript.to_send[-1]["content"][0]["input"] == taken
+        assert said(transcript)["input"] == taken
 
     def test_what_is_given_out_may_be_changed(self) -> None:
         """The caller's own lists are no part of it."""

@@ -7,6 +7,7 @@ stops none of the others.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
@@ -15,12 +16,15 @@ import httpx2
 from anthropic.types import Message
 from anthropic.types.beta import BetaMessage
 
-from penstock._core.body.scan import JSONScanner
-from penstock._core.body.tap import BodyTap
+from penstock._core.body.answer_errors import ended_early, error_of_answer
+from penstock._core.body.body import Beginning, Body, scanner_for
+from penstock._core.body.inflate import Bounded
+from penstock._core.body.scanner import is_message
 from penstock._core.call import current_call, open_call
-from penstock._core.failure import Failure, FailureKind, failure_of_exception, failure_of_response
+from penstock._core.failure import INCOMPLETE, FailureKind, failure_of_exception, failure_of_response
 from penstock._core.kind import RequestKind
 from penstock._core.usage import Usage
+from penstock.errors import InvalidStream, ResponseTooLarge
 from penstock.events import GiveBackFailed
 
 if TYPE_CHECKING:
@@ -30,10 +34,11 @@ if TYPE_CHECKING:
 
     from anthropic import APIRequest
 
-    from penstock._core.body.scan import Scanner
+    from penstock._core.body.scanner import Scanner
     from penstock._core.call import Call
+    from penstock._core.failure import Failure
 
-__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt"]
+__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt", "read_whole"]
 
 # What the SDK's chain hands around: its response wrapper, or whatever a middleware of the user's answered with instead.
 Response: TypeAlias = Any
@@ -47,6 +52,26 @@ def http_response_of(response: Response) -> httpx2.Response | None:
         return response
     inner = getattr(response, "http_response", None)
     return inner if isinstance(inner, httpx2.Response) else None
+
+
+async def read_whole(http: httpx2.Response) -> None:
+    """Read an answer that nobody streams; one to `/v1/messages` no further than its call allows.
+
+    Raises:
+        ResponseTooLarge: It is larger.
+        InvalidStream: Its compression can't be undone.
+    """
+    call = current_call()
+    if call is not None and call.kind is RequestKind.MESSAGES and not _is_small(http, call.max_response_bytes):
+        http.stream = Bounded(http, call.max_response_bytes)
+    await http.aread()
+
+
+def _is_small(http: httpx2.Response, limit: int) -> bool:
+    """Whether a response that is still to be read says itself that it is no larger than that; or it was read."""
+    length = http.headers.get("content-length", "")
+    plain = length.isdecimal() and "content-encoding" not in http.headers
+    return http.is_stream_consumed or (plain and int(length) <= limit)
 
 
 class Attempt:
@@ -69,7 +94,9 @@ class Attempt:
     """
 
     __slots__ = (
+        "_body",
         "_give_backs",
+        "_read",
         "_sending",
         "call",
         "ended",
@@ -83,7 +110,6 @@ class Attempt:
         "started_at",
         "status",
         "stop_reason",
-        "tap",
         "usage",
     )
 
@@ -101,8 +127,11 @@ class Attempt:
         self.usage: Usage | None = None
         self.stop_reason: str | None = None
         self.first_content_at: float | None = None
-        self.tap: BodyTap | None = None
         self.ended = False
+        # What an answer told that was read whole.
+        self._read: Scanner | None = None
+        # Weakly, so that a body that is dropped is gone at once.
+        self._body: weakref.ref[Body] | None = None
         self._give_backs: list[GiveBack] = []
         self._sending = False
 
@@ -117,6 +146,11 @@ class Attempt:
 
     def __exit__(self, *raised: object) -> None:
         """Go on: whoever opened it ends it."""
+
+    @property
+    def body(self) -> Body | None:
+        """The body of its answer, while somebody holds that."""
+        return None if self._body is None else self._body()
 
     @property
     def ok(self) -> bool:
@@ -159,46 +193,75 @@ class Attempt:
         return call_next(request) if self._sending else self.send(request, call_next)
 
     def watch(self, response: Response) -> None:
-        """Put the tap on a body that has not been read yet; does nothing if it is there already."""
+        """Stand in for a body that has not been read yet; does nothing if it is done already."""
         http = http_response_of(response)
-        if http is None or self.tap is not None or self.ended or http.is_closed or http.is_stream_consumed:
+        if http is None or self._body is not None or self.ended or http.is_closed or http.is_stream_consumed:
             return
         if isinstance(http.stream, httpx2.AsyncByteStream):
-            http.stream = self.tap = BodyTap(http.stream, http.headers, self)
+            http.stream = body = Body(http, self)
+            self._body = weakref.ref(body)
             # For a reader who sees a failure that the transport doesn't, such as a stream of nothing but pings.
             http.extensions["penstock_attempt"] = self
+
+    async def begin(self, http: httpx2.Response, *, hold_s: float) -> Beginning:
+        """Return how the answer begins; reads ahead in a stream until that is known. See `Body.begin`."""
+        body = self.body
+        if body is not None and self.call.stream and self.failure is None and http.is_success:
+            return await body.begin(http, hold_s=hold_s)
+        if self._read is None or self._read.begun or self.failure is None:
+            return Beginning(failure=None if self._read is not None else self.failure)
+        error = error_of_answer(http, self._read) if self._read.failure is not None else ended_early(http)
+        return Beginning(failure=self.failure, error=error)
 
     async def _note_response(self, response: Response, http: httpx2.Response) -> None:
         self.status = http.status_code
         self.request_id = http.headers.get("request-id")
         if http.is_error:
             await self._note_error(http)
-        elif not http.is_closed:
+        elif not (http.is_closed or http.is_stream_consumed):
             self.watch(http)
         elif self.call.kind is RequestKind.MESSAGES:
-            await self._note_message(response, http)
+            await self._note_read(response, http)
 
-    async def _note_message(self, response: Response, http: httpx2.Response) -> None:
-        """Take in a whole message: the SDK parses it in any case and keeps it, so here it is just done sooner."""
-        if isinstance(response, anthropic.AsyncAPIResponse):
-            try:
-                message = await cast("anthropic.AsyncAPIResponse[object]", response).parse()
-            except Exception:  # noqa: BLE001 - the SDK will raise it again to its caller, whose matter it is
-                message = None
-            if isinstance(message, Message | BetaMessage):
-                self.usage, self.stop_reason = Usage.from_message(message), message.stop_reason
-                return
-        scanner = JSONScanner()
-        scanner.see(http.content)
+    async def _note_read(self, response: Response, http: httpx2.Response) -> None:
+        """Take in an answer that was read whole: a message, or, in tests and after a hook that reads, a stream."""
+        if not self.call.stream and await self._note_message(response):
+            return
+        scanner = scanner_for(http.headers.get("content-type", ""), self.call)
+        if scanner is None:
+            return
+        try:
+            scanner.see(http.content)
+        except httpx2.ResponseNotRead:
+            # Somebody reads the body himself; nothing is known of it.
+            return
         scanner.finish()
         self.take(scanner)
-        if not scanner.complete:
-            self.failure = Failure(kind=FailureKind.INVALID, status=http.status_code, error_type="InvalidJSON")
+        if scanner.begun:
+            self.note_first_content()
+        if self.failure is None and not scanner.complete:
+            self.failure = INCOMPLETE
+        self._read = scanner
+
+    async def _note_message(self, response: Response) -> bool:
+        """Take in a whole message: the SDK parses it in any case and keeps it, so here it is just done sooner."""
+        if not isinstance(response, anthropic.AsyncAPIResponse):
+            return False
+        try:
+            message = await cast("anthropic.AsyncAPIResponse[object]", response).parse()
+        except Exception:  # noqa: BLE001 - the SDK will raise it again to its caller, whose matter it is
+            return False
+        if not isinstance(message, Message | BetaMessage) or not is_message(message.__dict__):
+            return False
+        self.usage, self.stop_reason = Usage.from_message(message), message.stop_reason
+        return True
 
     async def _note_error(self, http: httpx2.Response) -> None:
+        if self.call.kind is RequestKind.MESSAGES and not http.is_closed and not http.is_stream_consumed:
+            http.stream = Bounded(http, self.call.max_response_bytes)
         try:
             await http.aread()
-        except (httpx2.RequestError, httpx2.StreamError):
+        except (httpx2.RequestError, httpx2.StreamError, InvalidStream, ResponseTooLarge):
             # The body broke off or is nonsense, but the status is known, and says enough. A body that counts as not
             # read lets the SDK tell the status without it.
             await http.aclose()
@@ -224,7 +287,7 @@ class Attempt:
         self.first_content_at = self.call.clock()
 
     def take(self, scanner: Scanner) -> None:
-        """Take over what a scanner learned of the body."""
+        """Take over what was learned of the body."""
         self.usage = scanner.usage
         self.stop_reason = scanner.stop_reason
         if scanner.failure is not None:
@@ -288,9 +351,9 @@ class _Opening:
         if error is not None:
             attempt.note_exception(error)
             attempt.end()
-            if attempt.tap is not None:
+            if (body := attempt.body) is not None:
                 # Whoever raised has left the answer behind.
-                attempt.call.put(attempt.tap.aclose)
-        elif attempt.tap is None or attempt.failure is not None:
+                attempt.call.put(body.aclose)
+        elif attempt.body is None or attempt.failure is not None:
             attempt.end()
         self._call.__exit__(kind, error, trace)

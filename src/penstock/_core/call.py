@@ -12,7 +12,7 @@ import itertools
 import math
 import secrets
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import anthropic
 import anyio
@@ -20,8 +20,9 @@ import httpx2
 
 from penstock._core.context import current_call_end, current_deadline, current_labels, current_patience
 from penstock._core.failure import CLOSED
-from penstock._core.kind import kind_of, model_class, model_of
-from penstock._core.usage import NOTHING
+from penstock._core.kind import RequestKind, kind_of, model_of
+from penstock._core.models import model_class
+from penstock._core.usage import NOTHING, writes_for_an_hour
 from penstock.errors import AdmissionTimeout, ClientClosed
 from penstock.events import GiveBackFailed, Observers
 
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from penstock._core.background import Background
     from penstock._core.failure import Failure
 
-__all__ = ["Call", "CallGiveBack", "current_call", "open_call"]
+__all__ = ["MAX_RESPONSE_BYTES", "Call", "CallGiveBack", "current_call", "open_call"]
+
+MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
+"""What an answer may have unless something else is said: several times the largest that the API gives."""
 
 CallGiveBack: TypeAlias = "Callable[[Call], None]"
 
@@ -56,6 +60,7 @@ class Call:
         model: As asked for; changes if a guard chooses another.
         stream: Whether an event stream was asked for.
         labels: As set by the caller.
+        max_response_bytes: What an answer may have, decompressed.
         deadline: Time of the event loop by which it must have returned; infinity for none.
         patience: Set for items of a batch.
         clock: The event loop's, for what may run where no loop does: the garbage collector may end a call.
@@ -73,6 +78,7 @@ class Call:
     __slots__ = (
         "__weakref__",
         "_give_backs",
+        "_request_body",
         "_returned",
         "attempt",
         "attempts",
@@ -87,6 +93,7 @@ class Call:
         "key",
         "kind",
         "labels",
+        "max_response_bytes",
         "model",
         "notes",
         "observers",
@@ -105,7 +112,13 @@ class Call:
     )
 
     def __init__(
-        self, request: APIRequest, *, observers: Observers, background: Background | None, deadline_s: float | None
+        self,
+        request: APIRequest,
+        *,
+        observers: Observers,
+        background: Background | None,
+        deadline_s: float | None,
+        max_response_bytes: int,
     ) -> None:
         self.id = f"{_prefix}-{next(_numbers)}"
         self.url = request.url
@@ -113,6 +126,8 @@ class Call:
         self.model = model_of(request)
         self.stream = request.stream
         self.labels = current_labels()
+        self.max_response_bytes = max_response_bytes
+        self._request_body: object = request.json if self.kind is RequestKind.MESSAGES else None
         self.patience = current_patience()
         self.observers = observers
         self.background = background
@@ -161,6 +176,10 @@ class Call:
         """The pool of rate limits that its model belongs to."""
         return model_class(self.model)
 
+    def writes_for_an_hour(self) -> bool:
+        """Whether its request asks the prompt cache to keep what it writes for an hour."""
+        return writes_for_an_hour(self._request_body)
+
     def push(self, give_back: CallGiveBack) -> None:
         """Have `give_back` called with this call when it ends, after its last attempt; at once if it has ended."""
         self._give_backs.append(give_back)
@@ -176,11 +195,10 @@ class Call:
         self.closing = True
         if self.scope is not None:
             self.scope.cancel()
-        elif self.attempt is not None and self.attempt.tap is not None:
-            tap = self.attempt.tap
+        elif self.attempt is not None and (body := self.attempt.body) is not None:
             self.attempt.failure = CLOSED
             self.attempt.end()
-            self.put(tap.aclose)
+            self.put(body.aclose)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """Take over what an attempt came to; ends the call if it was the last."""
@@ -212,6 +230,7 @@ class Call:
         self._give_all_back()
         # The call and its attempt refer to each other; without the cycle both are freed at once.
         self.attempt = None
+        self._request_body = None
 
     def _give_all_back(self) -> None:
         while self._give_backs:
@@ -244,6 +263,7 @@ def open_call(
     observers: Observers = _NO_OBSERVERS,
     background: Background | None = None,
     deadline_s: float | None = None,
+    max_response_bytes: int = MAX_RESPONSE_BYTES,
 ) -> AbstractContextManager[Call]:
     """Give the call that is under way for a `with` block, or open one.
 
@@ -255,11 +275,19 @@ def open_call(
         observers: Told of what goes wrong at its end.
         background: Does what outlives it.
         deadline_s: Seconds that an ordinary call may take; `None` for no bound.
+        max_response_bytes: What an answer may have, decompressed, above 0.
     """
     call = _current.get()
-    if call is None or call.ended or new:
-        return _Opening(Call(request, observers=observers, background=background, deadline_s=deadline_s))
-    return call
+    if call is not None and not call.ended and not new:
+        return call
+    opened = Call(
+        request,
+        observers=observers,
+        background=background,
+        deadline_s=deadline_s,
+        max_response_bytes=max_response_bytes,
+    )
+    return _Opening(opened)
 
 
 class _Opening:

@@ -1,7 +1,11 @@
 """What a failure means: may it be tried again, does it speak of the service's health, may it have been billed.
 
-The rule here: one table for all guards. Classification follows the status codes and error codes that the API documents
-under "Errors"; a header `x-should-retry` wins over it, as in the official SDK, except that a spend cap is always final.
+The rule here: one table for all guards. The status says what failed. Where the API names a cause that says more than
+its status, it stands in `_CAUSES`; all others fall under their status. A header `x-should-retry` wins over both, as in
+the official SDK, but not over a spend cap, nor where asking again blindly may do harm.
+
+Sources: https://platform.claude.com/docs/en/api/errors for statuses and types; the exceptions of the official SDK,
+whose docstrings say what each `error_code` means.
 """
 
 from __future__ import annotations
@@ -9,23 +13,26 @@ from __future__ import annotations
 import email.utils
 import enum
 import math
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import httpx2
+from anthropic.lib.credentials import WorkloadIdentityError
 from pydantic_core import from_json
 
 from penstock._core.clock import wall_now
-from penstock.errors import InvalidStream, PenstockError
+from penstock.errors import InvalidStream, PenstockError, ResponseTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "ABANDONED",
     "CLOSED",
     "INCOMPLETE",
+    "Cause",
     "Failure",
     "FailureKind",
     "failure_of_error_event",
@@ -50,11 +57,11 @@ class FailureKind(enum.Enum):
     RATE_LIMITED = "rate_limited"
     """429: the quota's limit."""
     SPEND_CAP = "spend_cap"
-    """429 with the error code of a spend limit: final."""
+    """429 for a spend limit: final."""
     AUTHENTICATION = "authentication"
     """401: the key."""
     REQUEST = "request"
-    """Any other 4xx: the request itself."""
+    """Any other 4xx: the request itself, or the account (402, 403)."""
     OVERLOADED = "overloaded"
     """529, or `overloaded_error` inside a stream."""
     SERVER = "server"
@@ -62,8 +69,61 @@ class FailureKind(enum.Enum):
     INVALID = "invalid"
     """The answer can't be understood."""
     OTHER = "other"
-    """An exception that is none of the above, e.g. of a user's own middleware."""
+    """An exception that is none of the above, e.g. of a user's own middleware, or of a request that can't be sent."""
 
+
+class Cause(enum.Enum):
+    """What a cause that the API names says beyond the status that it comes with."""
+
+    SPEND_CAP = "spend_cap"
+    """What one's own organization may spend is spent."""
+    NOTHING_DONE = "nothing_done"
+    """The request was not processed, and the same may succeed: retried, never billed."""
+    PERMANENT = "permanent"
+    """The same request would be refused for the same reason, though its status is one that is retried."""
+    MAYBE_DONE = "maybe_done"
+    """All or a part of it is done, or may be, or others have changed what it is about: never repeated blindly."""
+
+
+_CAUSES: Final = {
+    "enforced_spend_limit_reached": Cause.SPEND_CAP,
+    "contract_spend_limit_reached": Cause.SPEND_CAP,
+    # 400
+    "request_body_timeout": Cause.NOTHING_DONE,
+    "external_key_validation_timed_out": Cause.NOTHING_DONE,
+    # 409
+    "gcp_project_controlled_by_another_organization": Cause.PERMANENT,
+    "memory_path_conflict_error": Cause.PERMANENT,
+    "memory_precondition_failed_error": Cause.PERMANENT,
+    "plugin_name_taken": Cause.PERMANENT,
+    "skill_name_taken": Cause.PERMANENT,
+    "skill_read_blocked_undecryptable": Cause.PERMANENT,
+    "storage_already_registered": Cause.PERMANENT,
+    "storage_in_use": Cause.PERMANENT,
+    "slack_channel_set_up_settings_conflict": Cause.MAYBE_DONE,
+    "storage_attached_during_archive": Cause.MAYBE_DONE,
+    "storage_changed_concurrently": Cause.MAYBE_DONE,
+    "workspace_changed_concurrently": Cause.MAYBE_DONE,
+    # 429: of one model, so that it says nothing of what the quota may do for others.
+    "credits_required": Cause.PERMANENT,
+    # 503
+    "authorization_check_unavailable": Cause.NOTHING_DONE,
+    "cmek_context_unavailable": Cause.NOTHING_DONE,
+    "cmek_key_unreachable": Cause.NOTHING_DONE,
+    "change_outcome_unknown": Cause.MAYBE_DONE,
+    "registration_pending": Cause.MAYBE_DONE,
+    "workspace_created_incomplete": Cause.MAYBE_DONE,
+}
+"""By `error.details.error_code`, else by `error.type`."""
+
+_WORDS: Final = (
+    (429, "spend limit", Cause.SPEND_CAP),
+    # Source: https://platform.claude.com/docs/en/build-with-claude/fallback-credit
+    (400, "redemption temporarily unavailable", Cause.NOTHING_DONE),
+)
+"""Causes for which the API has words only. Words can change: then these fall under their status again."""
+
+_PERMANENT_5XX: Final = frozenset({501, 505})
 
 _RETRYABLE = frozenset(
     {
@@ -88,7 +148,6 @@ _NEVER_BILLED = frozenset(
         FailureKind.OVERLOADED,
     }
 )
-_SPEND_CAPS = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 _RETRYABLE_4XX = frozenset({408, 409})
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
@@ -97,6 +156,8 @@ _STATUS_OF_TYPE = {
     "permission_error": 403,
     "not_found_error": 404,
     "conflict_error": 409,
+    "memory_path_conflict_error": 409,
+    "memory_precondition_failed_error": 409,
     "request_too_large": 413,
     "rate_limit_error": 429,
     "api_error": 500,
@@ -114,6 +175,7 @@ class Failure:
         status: HTTP status, or the one that an error inside a stream stands for; `None` without an answer.
         error_type: The API's `error.type`, else the name of the exception's class.
         error_code: The API's `error.details.error_code`.
+        cause: What the cause that the API names says beyond the status; `None` if nothing.
         retry_after_s: Seconds that the server asks to wait.
         should_retry: The server's own word (`x-should-retry`).
         sent: False if the request certainly never left this machine.
@@ -123,6 +185,7 @@ class Failure:
     status: int | None = None
     error_type: str | None = None
     error_code: str | None = None
+    cause: Cause | None = None
     retry_after_s: float | None = None
     should_retry: bool | None = None
     sent: bool = True
@@ -130,11 +193,13 @@ class Failure:
     @property
     def retryable(self) -> bool:
         """Whether another attempt may succeed."""
-        if self.kind is FailureKind.SPEND_CAP:
+        if self.kind is FailureKind.SPEND_CAP or self.cause is Cause.MAYBE_DONE:
             return False
         if self.should_retry is not None:
             return self.should_retry
-        return self.kind in _RETRYABLE or self.status in _RETRYABLE_4XX
+        if self.cause is Cause.PERMANENT or self.status in _PERMANENT_5XX:
+            return False
+        return self.cause is Cause.NOTHING_DONE or self.kind in _RETRYABLE or self.status in _RETRYABLE_4XX
 
     @property
     def of_service(self) -> bool:
@@ -143,8 +208,11 @@ class Failure:
 
     @property
     def may_be_billed(self) -> bool:
-        """Whether the API may have done work for it: only a refusal, a 4xx, a 529 or a request never sent is free."""
-        return self.sent and self.kind not in _NEVER_BILLED
+        """Whether the API may have done work for it.
+
+        Only a refusal, a 4xx, a 529, a request never sent, and one about which the API has done nothing are free.
+        """
+        return self.sent and self.kind not in _NEVER_BILLED and self.cause is not Cause.NOTHING_DONE
 
 
 ABANDONED = Failure(kind=FailureKind.ABANDONED)
@@ -193,9 +261,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return _number(text) or _seconds_until(text, headers.get("date"))
 
 
-def _kind_of_status(status: int, error_code: str | None) -> FailureKind:
+def _kind_of_status(status: int, cause: Cause | None) -> FailureKind:
     if status == 429:
-        return FailureKind.SPEND_CAP if error_code in _SPEND_CAPS else FailureKind.RATE_LIMITED
+        return FailureKind.SPEND_CAP if cause is Cause.SPEND_CAP else FailureKind.RATE_LIMITED
     if status == 401:
         return FailureKind.AUTHENTICATION
     if status == 529:
@@ -207,11 +275,33 @@ def _field(value: object, name: str) -> object:
     return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
 
 
-def _error_of(body: object) -> tuple[str | None, str | None]:
-    """Return `error.type` and `error.details.error_code` of an error body, of whatever shape it is."""
-    error = _field(body, "error")
-    kind, code = _field(error, "type"), _field(_field(error, "details"), "error_code")
-    return (kind if isinstance(kind, str) else None), (code if isinstance(code, str) else None)
+def _text(value: object, name: str) -> str | None:
+    found = _field(value, name)
+    return found if isinstance(found, str) else None
+
+
+def _cause_of(status: int, error_type: str | None, error_code: str | None, message: str | None) -> Cause | None:
+    named = _CAUSES.get(error_code or "") or _CAUSES.get(error_type or "")
+    if named is not None or message is None:
+        return named
+    return next((cause for of, words, cause in _WORDS if of == status and words in message), None)
+
+
+def _failure(status: int | None, error: object, headers: Mapping[str, str]) -> Failure:
+    """Classify what the API says of an error; without a status, its type stands for one, unknown ones for a 500."""
+    error_type = _text(error, "type")
+    error_code = _text(_field(error, "details"), "error_code")
+    status = _STATUS_OF_TYPE.get(error_type or "", 500) if status is None else status
+    cause = _cause_of(status, error_type, error_code, _text(error, "message"))
+    return Failure(
+        kind=_kind_of_status(status, cause),
+        status=status,
+        error_type=error_type,
+        error_code=error_code,
+        cause=cause,
+        retry_after_s=retry_after_s(headers),
+        should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
+    )
 
 
 def failure_of_response(response: httpx2.Response) -> Failure:
@@ -220,43 +310,43 @@ def failure_of_response(response: httpx2.Response) -> Failure:
         body: object = from_json(response.content)
     except (ValueError, httpx2.ResponseNotRead):
         body = None
-    error_type, error_code = _error_of(body)
-    word = response.headers.get("x-should-retry")
-    return Failure(
-        kind=_kind_of_status(response.status_code, error_code),
-        status=response.status_code,
-        error_type=error_type,
-        error_code=error_code,
-        retry_after_s=retry_after_s(response.headers),
-        should_retry={"true": True, "false": False}.get(word or ""),
-    )
+    return _failure(response.status_code, _field(body, "error"), response.headers)
 
 
 def failure_of_error_event(data: object) -> Failure:
     """Classify the data of an `error` event inside an HTTP 200 stream; an unknown type counts as a server error."""
-    error_type, error_code = _error_of(data)
-    status = _STATUS_OF_TYPE.get(error_type or "", 500)
-    return Failure(
-        kind=_kind_of_status(status, error_code), status=status, error_type=error_type, error_code=error_code
-    )
+    return _failure(None, _field(data, "error"), {})
 
 
 def failure_of_exception(error: BaseException) -> Failure:
     """Classify what a chain or a body raised."""
     if isinstance(error, anthropic.APIStatusError):
-        return failure_of_response(error.response)
+        # The SDK raises for an error inside a stream what its HTTP status is: 200.
+        in_stream = not error.response.is_error
+        return failure_of_error_event(error.body) if in_stream else failure_of_response(error.response)
+    if _cannot_be_sent(error):
+        return Failure(kind=FailureKind.OTHER, error_type=type(error).__name__, sent=False)
     kind = _kind_of_exception(error)
     return Failure(
         kind=kind,
         error_type=type(error).__name__,
-        should_retry=True if isinstance(error, anthropic.RetryableError) else None,
+        should_retry=_word_of(error),
         sent=kind is not FailureKind.REFUSED and _was_sent(error),
     )
+
+
+def _word_of(error: BaseException) -> bool | None:
+    """What an exception itself says about trying again."""
+    if isinstance(error, ResponseTooLarge):
+        return False
+    return True if isinstance(error, anthropic.RetryableError) else None
 
 
 # The first that matches holds.
 _KINDS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
     (InvalidStream, FailureKind.INVALID),
+    (ResponseTooLarge, FailureKind.INVALID),
+    (anthropic.APIResponseValidationError, FailureKind.INVALID),
     (PenstockError, FailureKind.REFUSED),
     (anthropic.APITimeoutError, FailureKind.TIMEOUT),
     (httpx2.TimeoutException, FailureKind.TIMEOUT),
@@ -270,6 +360,35 @@ _KINDS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
 
 def _kind_of_exception(error: BaseException) -> FailureKind:
     return next((kind for of, kind in _KINDS if isinstance(error, of)), FailureKind.CANCELLED)
+
+
+_UNSENDABLE: Final = (
+    httpx2.UnsupportedProtocol,
+    httpx2.LocalProtocolError,
+    httpx2.TooManyRedirects,
+    ssl.SSLCertVerificationError,
+)
+
+
+def _cannot_be_sent(error: BaseException) -> bool:
+    """Whether the request, or the client's configuration, fails on this machine, and would each time.
+
+    The SDK calls all of that a connection error: an address or header that is none, a certificate that isn't trusted.
+    """
+    if not isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
+        return isinstance(error, anthropic.CredentialsError | WorkloadIdentityError | httpx2.InvalidURL)
+    return isinstance(error.__cause__, ValueError | TypeError) or any(
+        isinstance(below, _UNSENDABLE) for below in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException) -> Iterator[object]:
+    below: BaseException | None = error
+    while below is not None:
+        yield below
+        # Where httpcore translates an error, it keeps it as an argument only.
+        yield from below.args
+        below = below.__cause__
 
 
 def _was_sent(error: BaseException) -> bool:

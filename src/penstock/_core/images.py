@@ -1,8 +1,8 @@
-"""What an image in a request costs, read off the first bytes of its encoding.
+"""What an image costs: the size that a model sees of it, and the tokens of that; read off its bytes where need be.
 
-The rule here: only the header is decoded, never the image. Size and tokens follow the API's documented rule under
-"Vision": an image is scaled down to fit its model's longest edge and token cap, and costs one token for each 28 by 28
-pixels begun.
+The rule here: the API's own arithmetic, to the pixel, as documented under "Vision". An image is scaled down to the
+largest size of the same shape whose edges, padded to patches of 28 pixels, and number of patches both fit the model.
+Of bytes, only the header is decoded, never the image.
 """
 
 from __future__ import annotations
@@ -10,18 +10,80 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
+from functools import lru_cache
 from math import ceil, sqrt
+from typing import TYPE_CHECKING, Final
 
-from penstock._core.vision import tier_of
+from penstock._core.models import Tier, known
 
-__all__ = ["image_size", "image_tokens", "pdf_tokens"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-_PATCH = 28
+__all__ = ["image_size", "image_tokens", "pdf_tokens", "seen_size", "seen_tokens"]
+
+_PATCH: Final = 28
 # EXIF data and colour profiles stand before the size of a JPEG; this holds the usual ones.
-_HEAD_CHARACTERS = 4 * 32 * 1024
+_HEAD_CHARACTERS: Final = 4 * 32 * 1024
 # A page of 80 kB costs some 4,000 tokens; a request holds 600 pages at most.
-_CHARACTERS_PER_PDF_TOKEN = 27
-_LARGEST_PDF = 600 * 4_000
+_CHARACTERS_PER_PDF_TOKEN: Final = 27
+_LARGEST_PDF: Final = 600 * 4_000
+
+
+def seen_tokens(width: int, height: int, tier: Tier) -> int:
+    """Return what an image of that size costs, in tokens.
+
+    Args:
+        width: In pixels, 1 or more.
+        height: In pixels, 1 or more.
+        tier: Of the model.
+
+    Example:
+        >>> (
+        ...     seen_tokens(1920, 1080, known("claude-haiku-4-5").tier),
+        ...     seen_tokens(1920, 1080, known("claude-opus-5").tier),
+        ... )
+        (1560, 2691)
+    """
+    return _tokens(*seen_size(width, height, tier))
+
+
+@lru_cache(maxsize=1024)
+def seen_size(width: int, height: int, tier: Tier) -> tuple[int, int]:
+    """Return the size that an image is scaled down to before the model sees it.
+
+    Args:
+        width: In pixels, 1 or more.
+        height: In pixels, 1 or more.
+        tier: Of the model.
+
+    Example:
+        >>> seen_size(1920, 1080, known("claude-haiku-4-5").tier)
+        (1456, 819)
+    """
+    if height > width:
+        turned = seen_size(height, width, tier)
+        return turned[1], turned[0]
+    if _fits(width, height, tier):
+        return width, height
+    return next(size for size in _smaller(width, height, tier) if _fits(*size, tier))
+
+
+def _smaller(width: int, height: int, tier: Tier) -> Iterator[tuple[int, int]]:
+    """Give the sizes of the same shape, from one that is too large or just fits."""
+    edge, cap = tier
+    shape = width / height
+    # The most that a width can be: its height is shorter than its share by half a pixel at most, through rounding.
+    most = shape / 2 * (0.5 + sqrt(0.25 + 4 * cap * _PATCH * _PATCH / shape))
+    return ((each, max(round(each / shape), 1)) for each in range(min(width, edge, ceil(most)), 0, -1))
+
+
+def _fits(width: int, height: int, tier: Tier) -> bool:
+    edge, cap = tier
+    return max(ceil(width / _PATCH), ceil(height / _PATCH)) * _PATCH <= edge and _tokens(width, height) <= cap
+
+
+def _tokens(width: int, height: int) -> int:
+    return ceil(width / _PATCH) * ceil(height / _PATCH)
 
 
 def image_tokens(data: str, model: str) -> int:
@@ -35,7 +97,7 @@ def image_tokens(data: str, model: str) -> int:
         >>> image_tokens("R0lGODlhyADIAA==", "claude-haiku-4-5")
         64
     """
-    edge, cap = tier_of(model)
+    edge, cap = known(model).tier
     size = image_size(data)
     if size is None:
         return cap

@@ -6,11 +6,17 @@ allowed, and the value.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import anthropic
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Options", "options_from"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Options", "given", "given_or", "is_given", "options_from"]
+
+T = TypeVar("T")
 
 
 class Options(BaseModel):
@@ -34,3 +40,28 @@ def options_from(kind: type[OptionsT], options: OptionsT | None, fields: dict[st
     if fields:
         raise TypeError(f"give either {kind.__name__} or its fields, not both")
     return options
+
+
+def is_given(value: object) -> bool:
+    """Whether a value is there: the SDK's `omit` and `NOT_GIVEN` mean that it isn't.
+
+    Example:
+        >>> is_given(None), is_given(anthropic.omit), is_given(anthropic.NOT_GIVEN)
+        (True, False, False)
+    """
+    return not isinstance(value, anthropic.Omit | anthropic.NotGiven)
+
+
+def given(params: Mapping[str, T]) -> dict[str, T]:
+    """Return those parameters that are there.
+
+    Example:
+        >>> given({"system": anthropic.omit, "model": "claude-haiku-5-5"})
+        {'model': 'claude-haiku-5-5'}
+    """
+    return {name: value for name, value in params.items() if is_given(value)}
+
+
+def given_or(value: T, otherwise: T) -> T:
+    """Return a value, or another where it isn't there."""
+    return value if is_given(value) else otherwise

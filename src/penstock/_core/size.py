@@ -1,6 +1,7 @@
-"""How large a request is: the characters of its text, and what its media cost in tokens.
+"""How large a request is, and how many tokens that makes: the one estimate, which learns from what the API counts.
 
-The rule here: characters are counted, never copied.
+The rule here: characters are counted, never copied. Media count as what they cost, not as their encoding or their
+address; what is long and costs little, the signature of thinking, doesn't count.
 """
 
 from __future__ import annotations
@@ -9,13 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from penstock._core.images import image_tokens, pdf_tokens
+from penstock._core.models import known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Size", "size_of"]
+__all__ = ["CHARACTERS_PER_TOKEN", "Size", "TokenRate", "size_of"]
 
+CHARACTERS_PER_TOKEN: Final = 3.2
+"""Where nothing has been learned yet: the newer tokenizers make a third more tokens than one for four characters."""
+
+_PRIOR_TOKENS: Final = 100.0
+_MEMORY: Final = 0.9
 _HOLDERS: Final = (dict, list, tuple)
+# Media that are not in the request: a document costs some pages of it; an image, at most what its model sees.
+_REMOTE: Final = frozenset({"url", "file"})
+_REMOTE_DOCUMENT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +41,49 @@ class Size:
     media_tokens: float = 0.0
 
 
+class TokenRate:
+    """How many characters make a token: a running mean, recent answers weighing more, which begins with a guess.
+
+    Args:
+        per_token: What it begins with, more than 0.
+
+    Example:
+        >>> rate = TokenRate()
+        >>> rate.tokens(Size(320, media_tokens=50))
+        150.0
+        >>> rate.learn(8000, 2000)
+        >>> round(rate.per_token, 1)
+        4.0
+    """
+
+    __slots__ = ("_characters", "_tokens")
+
+    def __init__(self, per_token: float = CHARACTERS_PER_TOKEN) -> None:
+        self._characters = per_token * _PRIOR_TOKENS
+        self._tokens = _PRIOR_TOKENS
+
+    def __repr__(self) -> str:
+        return f"<TokenRate {self._characters:.0f} characters in {self._tokens:.0f} tokens>"
+
+    @property
+    def per_token(self) -> float:
+        """Characters for each token."""
+        return self._characters / self._tokens
+
+    def tokens(self, size: Size) -> float:
+        """Return what something of that size takes."""
+        return size.characters * self._tokens / self._characters + size.media_tokens
+
+    def learn(self, characters: float, tokens: float) -> None:
+        """Learn that so many characters took so many tokens."""
+        if characters > 0:
+            # Sums, not a mean of ratios: a long prompt tells more about the tokenizer than a short one.
+            self._characters = self._characters * _MEMORY + characters
+            self._tokens = self._tokens * _MEMORY + tokens
+
+
 def size_of(body: object, model: str = "") -> Size:
-    """Measure a request body; images and documents count as what they cost, not as their encoding.
+    """Measure a request body, or a part of one.
 
     Example:
         >>> size_of({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5})
@@ -49,6 +100,10 @@ def size_of(body: object, model: str = "") -> Size:
                 pdf = fields.get("media_type") == "application/pdf"
                 media += pdf_tokens(data) if pdf else image_tokens(data, model)
                 continue
+            if "source" in fields:
+                media += _remote_tokens(fields, model)
+            elif "signature" in fields:
+                fields = {**fields, "signature": None}
             values: Iterable[object] = fields.values()
         else:
             values = cast("list[object]", item)
@@ -58,3 +113,11 @@ def size_of(body: object, model: str = "") -> Size:
             elif isinstance(value, _HOLDERS):
                 stack.append(cast("object", value))
     return Size(characters, media)
+
+
+def _remote_tokens(block: dict[str, object], model: str) -> float:
+    """What an image or a document costs that the request only names."""
+    source, kind = block.get("source"), block.get("type")
+    if not isinstance(source, dict) or cast("dict[str, object]", source).get("type") not in _REMOTE:
+        return 0
+    return known(model).tier[1] if kind == "image" else _REMOTE_DOCUMENT if kind == "document" else 0

@@ -7,8 +7,8 @@ computed in this file and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
-__all__ = ["NOTHING", "Usage"]
+__all__ = ["NOTHING", "Usage", "fields_of", "steps_of", "writes_for_an_hour"]
 
 _Fields = Mapping[str, object]
 
@@ -79,6 +79,9 @@ class Usage:
         Where the beta field `iterations` has entries, tokens are their sum: what compaction and fallbacks cost can be
         only there. Source: https://platform.claude.com/docs/en/build-with-claude/compaction
 
+        A fallback credit that was redeemed is in the counts already, as cache reads in place of cache writes: see
+        `steps_of`.
+
         Args:
             usage: The object as it was decoded. Unknown fields are ignored; a count that isn't a positive integer is 0.
 
@@ -107,8 +110,13 @@ class Usage:
         fields = usage.__dict__
         get = fields.get
         created, details = get("cache_creation"), get("output_tokens_details")
-        if get("server_tool_use") or usage.model_extra or not isinstance(get("cache_creation_input_tokens"), int):
-            return cls.from_mapping(_fields_of(usage))
+        if (
+            get("server_tool_use")
+            or get("iterations")
+            or usage.model_extra
+            or not isinstance(get("cache_creation_input_tokens"), int)
+        ):
+            return cls.from_mapping(fields_of(usage))
         # What nearly every answer looks like, without the detours of what it might look like.
         written = _positive(get("cache_creation_input_tokens"))
         for_an_hour = _positive(getattr(created, "ephemeral_1h_input_tokens", 0))
@@ -123,11 +131,13 @@ class Usage:
             speed=_text(fields, "speed"),
         )
 
-    def updated(self, delta: Mapping[str, object]) -> Usage:
+    def updated(self, delta: Mapping[str, object], *, for_an_hour: Callable[[], bool] = bool) -> Usage:
         """Apply the usage of a `message_delta` event, whose counts are cumulative.
 
         Args:
             delta: The event's `usage` object.
+            for_an_hour: Tells whether the request asked the cache to keep what it writes for an hour: the last event
+                has more cache writes than the first (those of server-side tools), and does not say for how long.
 
         Returns:
             A new usage: what `delta` names is replaced, what it doesn't name (or names as null) is kept.
@@ -137,18 +147,22 @@ class Usage:
             40
         """
         named = _counts(delta)
-        if "iterations" in delta:
-            named |= _iterations(delta)
+        if "iterations" in delta and (steps := [step for _, step in steps_of(delta) if step != NOTHING]):
+            whole = sum(steps, NOTHING)
+            named |= {name: getattr(whole, name) for name in _IN_STEPS}
         get = named.get
         written = get("cache_creation_input_tokens", self.cache_creation_input_tokens)
-        for_an_hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
+        hour = get("cache_creation_1h_input_tokens", self.cache_creation_1h_input_tokens)
+        more = written - self.cache_creation_input_tokens
+        if more > 0 and "cache_creation_1h_input_tokens" not in named and for_an_hour():
+            hour += more
         return Usage(
             input_tokens=get("input_tokens", self.input_tokens),
             output_tokens=get("output_tokens", self.output_tokens),
             cache_creation_input_tokens=written,
             cache_read_input_tokens=get("cache_read_input_tokens", self.cache_read_input_tokens),
             # A later total without its breakdown may be smaller than what an earlier event said of it.
-            cache_creation_1h_input_tokens=min(for_an_hour, written) if for_an_hour else 0,
+            cache_creation_1h_input_tokens=min(hour, written) if hour else 0,
             thinking_tokens=get("thinking_tokens", self.thinking_tokens),
             web_search_requests=get("web_search_requests", self.web_search_requests),
             web_fetch_requests=get("web_fetch_requests", self.web_fetch_requests),
@@ -180,8 +194,69 @@ NOTHING: Final = Usage()
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _SERVER_TOOLS = ("web_search_requests", "web_fetch_requests")
-_NESTED = ("cache_creation", "output_tokens_details", "server_tool_use")
-_COUNTS = (*_TOKENS, "cache_creation_1h_input_tokens", "thinking_tokens", *_SERVER_TOOLS)
+_IN_STEPS = (*_TOKENS, "cache_creation_1h_input_tokens")
+_NESTED = ("cache_creation", "output_tokens_details", "server_tool_use", "fallback_credit", "status")
+_COUNTS = (*_IN_STEPS, "thinking_tokens", *_SERVER_TOOLS)
+# Steps that the totals leave out.
+_APART: Final = frozenset({"compaction", "advisor_message"})
+
+
+def steps_of(usage: Mapping[str, object]) -> list[tuple[str | None, Usage]]:
+    """Read each sampling step that the beta field `iterations` names.
+
+    Where a fallback credit was redeemed, the totals tell tokens as cache reads that were written to the cache: what is
+    billed. Source: https://platform.claude.com/docs/en/build-with-claude/fallback-credit ("Checking that the credit
+    applied"). Where the steps that answered still tell them as written, they are moved here, by the totals.
+
+    Args:
+        usage: The `usage` object of the API's JSON.
+
+    Returns:
+        The model of each step, if it is named, and what is billed for it. Empty if no step is named.
+
+    Example:
+        >>> steps_of({"iterations": [{"type": "compaction", "input_tokens": 9}]})[0][1].input_tokens
+        9
+    """
+    iterations = usage.get("iterations")
+    if not isinstance(iterations, list):
+        return []
+    named = [cast("_Fields", each) for each in cast("list[object]", iterations) if isinstance(each, dict)]
+    steps = [(_text(each, "model"), NOTHING.updated(each)) for each in named]
+    if _redeemed(usage):
+        answering = [at for at, each in enumerate(named) if each.get("type") == "fallback_message"]
+        _move(
+            steps, answering or [at for at, each in enumerate(named) if each.get("type") not in _APART], _counts(usage)
+        )
+    return steps
+
+
+def _redeemed(usage: _Fields) -> bool:
+    credit = _object(usage, "fallback_credit")
+    status = _object(credit, "status") if credit else None
+    return status is not None and status.get("type") == "redeemed"
+
+
+def _move(steps: list[tuple[str | None, Usage]], answering: list[int], totals: Mapping[str, int]) -> None:
+    """Have the steps that answered tell as much as read from the cache as the totals do, if those are of the same."""
+    whole = sum((steps[at][1] for at in answering), NOTHING)
+    left = whole.cache_creation_input_tokens - totals.get("cache_creation_input_tokens", 0)
+    if left != totals.get("cache_read_input_tokens", 0) - whole.cache_read_input_tokens:
+        return
+    for at in answering:
+        model, step = steps[at]
+        moved = max(min(left, step.cache_creation_input_tokens), 0)
+        left -= moved
+        written = step.cache_creation_input_tokens - moved
+        steps[at] = (
+            model,
+            replace(
+                step,
+                cache_creation_input_tokens=written,
+                cache_read_input_tokens=step.cache_read_input_tokens + moved,
+                cache_creation_1h_input_tokens=min(step.cache_creation_1h_input_tokens, written),
+            ),
+        )
 
 
 def _counts(fields: _Fields) -> dict[str, int]:
@@ -197,19 +272,6 @@ def _counts(fields: _Fields) -> dict[str, int]:
     if server_tools := _object(fields, "server_tool_use"):
         counts |= _named(server_tools, _SERVER_TOOLS)
     return counts
-
-
-def _iterations(fields: _Fields) -> dict[str, int]:
-    """The token counts of all iterations together; empty if there are none."""
-    iterations = fields.get("iterations")
-    if not isinstance(iterations, list):
-        return {}
-    summed: dict[str, int] = {}
-    for iteration in cast("list[object]", iterations):
-        if isinstance(iteration, dict):
-            for name, count in _counts(cast("_Fields", iteration)).items():
-                summed[name] = summed.get(name, 0) + count
-    return summed and dict.fromkeys((*_TOKENS, "cache_creation_1h_input_tokens"), 0) | summed
 
 
 def _named(fields: _Fields, names: tuple[str, ...]) -> dict[str, int]:
@@ -228,12 +290,12 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _fields_of(usage: BaseModel) -> dict[str, object]:
-    """The fields of a usage, and of the models in it, without the dump that would check every type."""
+def fields_of(usage: BaseModel) -> dict[str, object]:
+    """Return the fields of a usage, and of the models in it, without the dump that would check every type."""
     fields: dict[str, object] = {**(usage.model_extra or {}), **usage.__dict__}
     for name in _NESTED:
         if isinstance(value := fields.get(name), BaseModel):
-            fields[name] = value.__dict__
+            fields[name] = fields_of(value)
     if iterations := fields.get("iterations"):
         fields["iterations"] = _listed(iterations)
     return fields
@@ -243,7 +305,7 @@ def _listed(iterations: object) -> object:
     if not isinstance(iterations, list):
         return None
     entries = cast("list[object]", iterations)
-    return [_fields_of(entry) if isinstance(entry, BaseModel) else entry for entry in entries]
+    return [fields_of(entry) if isinstance(entry, BaseModel) else entry for entry in entries]
 
 
 def _text(fields: _Fields, name: str) -> str | None:
@@ -255,3 +317,37 @@ def _object(fields: _Fields, name: str) -> _Fields | None:
     value = fields.get(name)
     # A dict, as everything decoded from JSON is: the abstract Mapping takes three times as long to check.
     return cast("_Fields", value) if isinstance(value, dict) else None
+
+
+def writes_for_an_hour(request: object) -> bool:
+    """Return whether a request asks the prompt cache to keep for an hour what is written last.
+
+    What is written last is what the whole request's `cache_control` says, else that of its last marked block.
+    Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+
+    Args:
+        request: The body of the request.
+
+    Example:
+        >>> writes_for_an_hour({"cache_control": {"type": "ephemeral", "ttl": "1h"}})
+        True
+    """
+    fields: _Fields = cast("_Fields", request) if isinstance(request, dict) else {}
+    mark = fields.get("cache_control")
+    for part in ("messages", "system", "tools"):
+        if mark is None:
+            mark = _last_mark(fields.get(part))
+    return isinstance(mark, dict) and cast("_Fields", mark).get("ttl") == "1h"
+
+
+def _last_mark(blocks: object) -> object:
+    """The mark of the last block that has one, in blocks and in what they hold."""
+    if not isinstance(blocks, list | tuple):
+        return None
+    for block in reversed(cast("Sequence[object]", blocks)):
+        if isinstance(block, dict):
+            fields = cast("_Fields", block)
+            mark = fields.get("cache_control") or _last_mark(fields.get("content"))
+            if mark is not None:
+                return mark
+    return None

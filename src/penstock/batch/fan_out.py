@@ -103,7 +103,7 @@ class FanOut:
         _check(concurrency=concurrency, order=order, params=params)
         check_journal_options(journal, retry_failed=retry_failed, replay=replay, keep_params=keep_params)
         check_on_progress(on_progress)
-        output = None if output_format is None else OutputFormat(output_format)
+        output = OutputFormat.of(output_format)
         self._intake = Intake(requests, params, output=output, retry_failed=retry_failed, replay=replay)
         self._concurrency = concurrency
         self._order = order

@@ -13,6 +13,7 @@ import anthropic
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from penstock._core.options import is_given
 from penstock.errors import InvalidOutput
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class OutputFormat:
         self.config: dict[str, Any] = {
             "format": {"type": "json_schema", "schema": anthropic.transform_schema(schema)},
         }
+
+    @classmethod
+    def of(cls, wanted: Any) -> OutputFormat | None:
+        """Return what asks for it; `None` where the caller has given none."""
+        return cls(wanted) if is_given(wanted) and wanted is not None else None
 
     def __repr__(self) -> str:
         return f"<OutputFormat {self._adapter!r}>"

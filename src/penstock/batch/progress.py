@@ -13,18 +13,16 @@ import inspect
 import logging
 import math
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
 
-from penstock._core.usage import NOTHING, Usage
-from penstock.errors import UnknownPrice
+from penstock._core.usage import Usage
+from penstock.costs.spending import Spending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from anthropic.types import Message
+    from decimal import Decimal
 
     from penstock.batch.result import FanOutResult
     from penstock.guards.admit.statistics import AdmitStatistics
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "check_on_progress", "quota_use"]
 
 _logger: Final = logging.getLogger("penstock")
-
-# No price list has a higher price for prompts as short as this.
-_SHORT_TOKENS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,45 +89,6 @@ def check_on_progress(on_progress: OnProgress | None) -> None:
         raise TypeError("on_progress must be an ordinary function: it is called, not awaited")
 
 
-class _Spent:
-    """Adds up what answers cost, with one look at the price list for many of them.
-
-    Prices are proportional to tokens, but some are higher for long prompts. So usages are put together only as far as
-    they would be a short prompt, and what can't be told from the usage alone is priced by itself.
-    """
-
-    __slots__ = ("_open", "_usd")
-
-    def __init__(self) -> None:
-        self._usd = Decimal(0)
-        self._open: dict[tuple[str, str | None, str | None], Usage] = {}
-
-    def add(self, result: FanOutResult, message: Message, usage: Usage) -> None:
-        beside: object = getattr(getattr(message, "usage", None), "model_extra", None)
-        named = isinstance(cast("object", message.model), str)
-        if beside or not named or usage.total_input_tokens > _SHORT_TOKENS:
-            self._usd += result.cost_usd or 0
-            return
-        key = (message.model, usage.service_tier, usage.speed)
-        before = self._open.get(key, NOTHING)
-        if before.total_input_tokens + usage.total_input_tokens > _SHORT_TOKENS:
-            self._usd += _price(before, message.model)
-            before = NOTHING
-        self._open[key] = before + usage
-
-    def usd(self) -> Decimal:
-        return self._usd + sum(_price(usage, model) for (model, _, _), usage in self._open.items())
-
-
-def _price(usage: Usage, model: str) -> Decimal:
-    from penstock.costs.prices import price_of  # noqa: PLC0415 - the price tables take a third of a second to load
-
-    try:
-        return price_of(usage, model)
-    except UnknownPrice:
-        return Decimal(0)
-
-
 class Tally:
     """Counts what a fan-out has come to.
 
@@ -161,7 +117,7 @@ class Tally:
         self.resumed = 0
         self._started = self._answered = self._failed = self._retried = 0
         self._input_tokens = self._output_tokens = 0
-        self._spent = _Spent()
+        self._spent = Spending()
 
     def __repr__(self) -> str:
         return f"<Tally {self._answered} answered, {self._failed} failed, {self.resumed} resumed>"
@@ -179,13 +135,13 @@ class Tally:
             usage = Usage.from_message(result.message)
             self._input_tokens += usage.total_input_tokens
             self._output_tokens += usage.output_tokens
-            self._spent.add(result, result.message, usage)
+            self._spent.add(result.message.model, usage, result.message)
 
     def snapshot(self, *, now: float, ended: bool = False) -> Progress:
         """Return the counts as they stand."""
         finished, elapsed_s = self._answered + self._failed, max(now - self._begun_at, 0.0)
         rate = finished / elapsed_s if elapsed_s else 0.0
-        cost_usd = self._spent.usd()
+        cost_usd = self._spent.priced_usd
         left = None if self._total is None else max(self._total - finished - self.resumed, 0)
         return Progress(
             total=self._total,

@@ -14,8 +14,8 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
-from penstock._core.images import image_size
-from penstock._core.vision import seen_tokens, tier_of
+from penstock._core.images import image_size, seen_tokens
+from penstock._core.models import known
 from penstock.content.fitting import Fit
 from penstock.content.pdf import check_pdf
 from penstock.content.pictures import is_picture, prepared
@@ -187,7 +187,7 @@ def image_tokens(block: ImageBlockParam, model: str) -> int:
     source = given.get("source")
     if given.get("type") != "image" or not isinstance(source, dict):
         raise ValueError("this is no image block")
-    tier = tier_of(model)
+    tier = known(model).tier
     data = cast("dict[str, object]", source).get("data")
     size = image_size(data) if isinstance(data, str) else None
     return tier[1] if size is None else seen_tokens(*size, tier)
@@ -210,7 +210,7 @@ def _fit(
             raise ValueError(f"{name} must be 1 or more, not {value}")
     return Fit(
         max_side=None if max_side == "model" else max_side,
-        tier=None if model is None else tier_of(model),
+        tier=None if model is None else known(model).tier,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_input_bytes=max_input_bytes,

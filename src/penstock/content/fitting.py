@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TypeAlias, cast
 
-from penstock._core.vision import Tier, seen_size
+from penstock._core.images import seen_size
 from penstock.content.sources import encoded, mebibytes
 from penstock.errors import InvalidImage
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL.Image import Image
+
+    from penstock._core.models import Tier
 
 __all__ = ["Fit", "MediaType", "Picture", "fitted", "orientation"]
 

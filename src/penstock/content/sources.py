@@ -7,24 +7,25 @@ a worker thread, and never further than its bound. Errors show paths, never cont
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from urllib.parse import unquote
 
 from penstock.errors import InvalidImage
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Remote", "encoded", "mebibytes", "read", "remote_source"]
+__all__ = ["Remote", "encoded", "forgiving_base64", "mebibytes", "read", "remote_source"]
 
 Remote: TypeAlias = "dict[str, str]"
 
 _URL: Final = re.compile(r"https?://", re.IGNORECASE)
 _FILE_ID: Final = re.compile(r"file_[A-Za-z0-9_-]+")
-_DATA_URL: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_DATA_URL: Final = re.compile(r"\s{0,100}data:[^,]{0,200};[ ]{0,10}base64[ ]{0,10},", re.IGNORECASE)
+_SPACE: Final = re.compile(r"[\t\n\f\r ]+")
 # No system takes longer paths; longer text is content that was given in the wrong place.
 _LONGEST_PATH: Final = 4_096
 _NO_PATH: Final = re.compile(r"[\0\r\n]")
@@ -95,12 +96,36 @@ def _read_file(path: Path, most: int) -> bytes:
 
 def _decoded(url: str, start: int, most: int) -> bytes:
     size = (len(url) - start) // 4 * 3
-    if size > most + 2:
+    # Percent signs and line breaks make it longer than what it holds, but hardly ever by more than a third.
+    if size > 2 * most + 2:
         raise InvalidImage(_too_large(size, most))
     try:
-        return base64.b64decode(url[start:], validate=True)
-    except (binascii.Error, ValueError):
+        data = forgiving_base64(url[start:])
+    except ValueError:
         raise InvalidImage("the data URL holds no valid base64") from None
+    if len(data) > most:
+        raise InvalidImage(_too_large(len(data), most))
+    return data
+
+
+def forgiving_base64(text: str) -> bytes:
+    r"""Decode base64 as browsers do: with line breaks, percent signs of a URL, and without padding.
+
+    Source: https://infra.spec.whatwg.org/#forgiving-base64-decode
+
+    Raises:
+        ValueError: It is none.
+
+    Example:
+        >>> forgiving_base64("cGVu\r\n c3RvY2s"), forgiving_base64("cGVuc3RvY2s%3D")
+        (b'penstock', b'penstock')
+    """
+    found = _SPACE.sub("", unquote(text) if "%" in text else text)
+    if len(found) % 4 == 0 and found.endswith("="):
+        found = found[:-2] if found.endswith("==") else found[:-1]
+    if "=" in found:
+        raise ValueError("no base64")
+    return base64.b64decode(found + "=" * (-len(found) % 4), validate=True)
 
 
 def _too_large(size: int, most: int) -> str:

@@ -7,32 +7,49 @@ old one in a single assignment, after the last thing that can fail.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Self, cast
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
+import anthropic
+
+from penstock._core.models import check_system_turns
+from penstock._core.options import given, given_or
 from penstock.conversation import saved
-from penstock.conversation.limits import check_system_turns
 from penstock.conversation.options import SUMMARY_PROMPT, ConversationOptions
-from penstock.conversation.parts import Parts, checked_id, sdk_of
 from penstock.conversation.session import ConversationStatistics, Question, Session
 from penstock.conversation.stream import ConversationStream
 from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt, same_prompt
-from penstock.messages.history import open_calls, turns_of
+from penstock.messages.history import check_roles, container_in, open_calls, turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
+    from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
 
     from penstock._core.usage import Usage
     from penstock.conversation.options import OnTruncation, Overflow
-    from penstock.conversation.parts import AnyClient
     from penstock.conversation.reply import Reply
     from penstock.costs.spending import CacheTTL
     from penstock.messages.history import Content
     from penstock.tools.registry import AnyTool
 
 __all__ = ["Conversation"]
+
+
+class HasSDK(Protocol):
+    """A `Client`, or anything else with an SDK client."""
+
+    # To type checkers, the client's cached property is not what it gives.
+    @property
+    def sdk(self) -> Any:
+        """The SDK client."""
+        ...
+
+
+AnyClient: TypeAlias = "HasSDK | AsyncAnthropic"
 
 
 class Conversation:
@@ -49,7 +66,7 @@ class Conversation:
         max_iterations: With functions: replies of the model for one `send`, 1 or more.
         token_budget: Tokens that the whole session may use, 1,000 or more: of every request, input (also what the cache
             had) and output. `None` for no bound.
-        cost_budget_usd: The same in USD, above 0.
+        cost_budget_usd: The same in USD, above 0. It bounds nothing where a user profile pays (`billing_policy`).
         on_truncation: What `send` does about an answer that `max_tokens` cuts off: `"return"` it, `"continue"` it, or
             `"retry"` with twice the `max_tokens`, up to three times.
         overflow: How the history is kept short: `"window"` leaves out the oldest exchanges, `"summary"` has them
@@ -64,6 +81,8 @@ class Conversation:
         id: The session's id, with which requests are labelled (`session`) unless the caller does; random by default.
         **params: More parameters of `messages.create`, for every request: `thinking`, `output_config`, …; with
             functions also `approve`, and fields of `penstock.tools.ToolOptions`: `tool_timeout_s`, `max_tool_calls`, ….
+
+    The SDK's `omit` and `NOT_GIVEN` mean that an argument is not there, here as in all methods.
 
     Raises:
         InvalidHistory: The `messages` are not what the API takes.
@@ -107,38 +126,44 @@ class Conversation:
         id: str | None = None,  # noqa: A002 - the name of the attribute
         **params: Any,
     ) -> None:
-        options = ConversationOptions(
-            model=model,
-            max_tokens=max_tokens,
-            token_budget=token_budget,
-            cost_budget_usd=cast("Decimal | None", cost_budget_usd),
-            on_truncation=on_truncation,
-            overflow=overflow,
-            trim_at=trim_at,
-            trim_to=trim_to,
-            window_tokens=window_tokens,
-            summary_model=summary_model,
-            summary_prompt=summary_prompt,
-            summary_max_tokens=summary_max_tokens,
-            cache_ttl=cache_ttl,
-        )
-        turns = turns_of(messages)
-        if any(turn.role == "system" for turn in turns):
-            check_system_turns(model)
-        parts = Parts.of(
+        told = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "token_budget": token_budget,
+            "cost_budget_usd": cost_budget_usd,
+            "on_truncation": on_truncation,
+            "overflow": overflow,
+            "trim_at": trim_at,
+            "trim_to": trim_to,
+            "window_tokens": window_tokens,
+            "summary_model": summary_model,
+            "summary_prompt": summary_prompt,
+            "summary_max_tokens": summary_max_tokens,
+            "cache_ttl": cache_ttl,
+        }
+        options = ConversationOptions.model_validate(given(told))
+        more = given({"max_iterations": max_iterations, **params})
+        # Read twice.
+        history = list(messages) if isinstance(messages, Iterator) else given_or(messages, ())
+        turns = turns_of(history)
+        check_roles(turns, model)
+        self._session = Session.of(
             sdk_of(client),
             options,
-            id=checked_id(id),
-            system=as_system_prompt(system),
-            tools=tools,
-            params={"max_iterations": max_iterations, **params},
+            id=checked_id(given_or(id, None)),
+            system=as_system_prompt(given_or(system, None)),
+            tools=given_or(tools, ()),
+            params=more,
+            turns=turns,
         )
-        self._take(parts, parts.session(turns))
+        if container := container_in(history):
+            self._session.requests.container = (container, None)
 
-    def _take(self, parts: Parts, session: Session) -> Self:
-        self._parts = parts
-        self._session = session
-        return self
+    @classmethod
+    def _of(cls, session: Session) -> Self:
+        made = cls.__new__(cls)
+        made._session = session  # noqa: SLF001 - of its own class
+        return made
 
     def __repr__(self) -> str:
         return f"<Conversation {self.id}, {self.model}, {len(self._session.turns)} turns, {self.spent_tokens} tokens>"
@@ -148,22 +173,22 @@ class Conversation:
     @property
     def id(self) -> str:
         """Its id, the label `session` of its requests."""
-        return self._parts.id
+        return self._session.requests.session
 
     @property
     def model(self) -> str:
         """Who answers."""
-        return self._parts.options.model
+        return self._session.requests.options.model
 
     @property
     def system(self) -> SystemPrompt | None:
         """Its system prompt."""
-        return self._parts.system
+        return self._session.requests.system
 
     @property
     def options(self) -> ConversationOptions:
         """What it was told, checked."""
-        return self._parts.options
+        return self._session.requests.options
 
     @property
     def messages(self) -> list[MessageParam]:
@@ -234,7 +259,7 @@ class Conversation:
             anthropic.APIError: The request failed; `APITimeoutError` also where a `deadline` has passed.
         """
         question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
-        chosen = on_truncation or self._parts.options.on_truncation
+        chosen = given_or(on_truncation, None) or self._session.requests.options.on_truncation
         if chosen not in ("return", "continue", "retry"):
             raise ValueError(f"on_truncation must be 'return', 'continue' or 'retry', not {chosen!r}")
         return await self._session.send(question, chosen)
@@ -264,14 +289,15 @@ class Conversation:
         Raises:
             TypeError: Its tools are functions, which only `send` runs.
         """
-        if self._parts.functions is not None:
+        if self._session.functions is not None:
             raise TypeError("stream can't run tools that are functions: use send, or a tool_loop, which streams")
         question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
         return ConversationStream(self._session, question)
 
-    def _question(self, content: Content, *, max_tokens: int | None, **given: Any) -> Question:
-        chosen = self._parts.options.max_tokens if max_tokens is None else max_tokens
-        return Question.of(content, max_tokens=chosen, **given)
+    def _question(self, content: Content, *, max_tokens: int | None, **media: Any) -> Question:
+        chosen = given_or(max_tokens, None)
+        chosen = self._session.requests.options.max_tokens if chosen is None else chosen
+        return Question.of(given_or(content, ""), max_tokens=chosen, **given(media))
 
     def add_system_turn(self, text: str) -> None:
         """Tell the model something as the operator, from here on; the system prompt stays as it is.
@@ -294,15 +320,14 @@ class Conversation:
         Args:
             id: Of the new one; random by default.
         """
-        fork = type(self).__new__(type(self))
-        return fork._take(*self._parts.fork(self._session, checked_id(id)))  # noqa: SLF001 - of its own class
+        return self._of(self._session.fork(checked_id(given_or(id, None))))
 
     def to_json(self) -> str:
         """Return it as text, history, options and what was spent; the same text for the same conversation.
 
         Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) and functions are not in it.
         """
-        return saved.write(self._parts, self._session)
+        return saved.write(self._session)
 
     @classmethod
     def from_json(
@@ -328,7 +353,33 @@ class Conversation:
             SystemPromptChanged: It has another system prompt.
             TypeError: One of `params` is saved.
         """
-        parts, session = saved.read(text, sdk_of(client), tools=tools, params=params)
+        session = saved.read(text, sdk_of(client), tools=given_or(tools, None), params=given(params))
+        system = given_or(system, None)
         if system is not None:
-            same_prompt(parts.system, as_system_prompt(system))
-        return cls.__new__(cls)._take(parts, session)  # noqa: SLF001 - of its own class
+            same_prompt(session.requests.system, as_system_prompt(system))
+        return cls._of(session)
+
+
+def sdk_of(client: AnyClient) -> AsyncAnthropic:
+    """Return the SDK client of what a caller gives as his client.
+
+    Raises:
+        TypeError: It has none, and is none; or it is a synchronous one.
+    """
+    sdk = cast("object", getattr(client, "sdk", client))
+    if not hasattr(sdk, "messages") or isinstance(sdk, anthropic.Anthropic):
+        raise TypeError(f"a conversation needs a Client or an AsyncAnthropic, not {type(sdk).__name__}")
+    return cast("AsyncAnthropic", sdk)
+
+
+def checked_id(given: object) -> str:
+    """Return the id that a caller gives; a random one for none.
+
+    Raises:
+        TypeError: It is no text, or an empty one.
+    """
+    if given is None:
+        return uuid.uuid4().hex
+    if not isinstance(given, str) or not given:
+        raise TypeError("the id of a conversation must be a text that is not empty")
+    return given

@@ -73,7 +73,7 @@ class Functions:
             UnknownTool: There is no such tool, and `on_unknown_tool` is `"raise"`.
             Exception: What `approve` raised, as it is.
         """
-        state = LoopState([turn.param() for turn in turns], self.tools, self.options)
+        state = LoopState(turns, self.tools, self.options)
         state.begin(anyio.current_time())
         with anyio.move_on_after(self.options.max_seconds):
             while True:
@@ -96,7 +96,7 @@ class Functions:
             step = state.next(anyio.current_time())
         if isinstance(step, Stop):
             raise step.error
-        return tuple(cast("Ask", step).messages[-1]["content"])
+        return cast("Ask", step).turns[-1].content
 
 
 def offered(

@@ -1,20 +1,39 @@
 """What a conversation can be told, checked once when it is made.
 
 The rule here: nothing in it changes while the conversation lasts, because what is sent first must stay the same for the
-prompt cache; all of it is saved with the conversation.
+prompt cache; all of it is saved with the conversation, but what may hold credentials.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 from decimal import Decimal
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 
+from anthropic.resources import AsyncMessages
+from anthropic.resources.beta import AsyncMessages as AsyncBetaMessages
 from pydantic import ConfigDict, Field, model_validator
 
 from penstock._core.options import Options
 from penstock.costs.spending import CacheTTL
+from penstock.messages.blocks import plain
 
-__all__ = ["SUMMARY_PROMPT", "ConversationOptions", "OnTruncation", "Overflow"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NOT_SAVED", "SUMMARY_PROMPT", "ConversationOptions", "OnTruncation", "Overflow", "checked_params"]
+
+NOT_SAVED: Final = frozenset({"extra_body", "extra_headers", "extra_query", "mcp_servers", "timeout"})
+"""What may hold credentials, or belongs to a connection, is not saved; it is given again."""
+
+# What the conversation itself decides.
+_OWN: Final = frozenset({
+    "background", "cache_control", "max_tokens", "messages", "model", "on_abandon", "output_format", "stream", "system",
+    "tools",
+})  # fmt: skip
+_OF_STREAM: Final = frozenset({"stream_idle_timeout_s"})
 
 OnTruncation: TypeAlias = Literal["return", "continue", "retry"]
 Overflow: TypeAlias = Literal["window", "summary", "compaction"]
@@ -50,3 +69,30 @@ class ConversationOptions(Options):
         if self.trim_to >= self.trim_at:
             raise ValueError(f"trim_to ({self.trim_to:g}) must be below trim_at ({self.trim_at:g})")
         return self
+
+
+# More parameters of each request
+
+
+def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the parameters that a caller gives for every request.
+
+    Raises:
+        TypeError: There is no such parameter, or the conversation itself decides about it.
+        InvalidHistory: One holds what can't be saved.
+    """
+    if own := sorted(_OWN & params.keys()):
+        raise TypeError(f"{', '.join(own)} can't be given: the conversation itself decides about it")
+    if unknown := sorted(params.keys() - _known()):
+        raise TypeError(f"{', '.join(unknown)}: neither an option of a conversation nor a parameter of messages.create")
+    return {
+        name: copy.deepcopy(value) if name in NOT_SAVED else plain(value, f"params.{name}")
+        for name, value in params.items()
+    }
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    """What the SDK takes for each request."""
+    creates = (AsyncMessages.create, AsyncBetaMessages.create)
+    return frozenset(name for create in creates for name in inspect.signature(create).parameters) | _OF_STREAM

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from anthropic.types import RefusalStopDetails, ToolUseBlock
 from anthropic.types.beta import BetaToolUseBlock
 
-from penstock.messages.blocks import CONTINUE, Turn, answer_blocks
+from penstock.messages.blocks import CONTINUE, Turn, answer_blocks, ids_of, whole
 from penstock.messages.history import open_calls
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class Reply:
         if self.stop_reason != "refusal":
             return None
         details = self.message.stop_details
+        if getattr(details, "type", None) != "refusal":
+            details = None
         return RefusalStopDetails.construct(
             type="refusal",
             category=getattr(details, "category", None),
@@ -155,6 +157,7 @@ class Draft:
 
     def take(self, message: Message | BetaMessage) -> bool:
         """Take an answer, and return whether to ask again."""
+        message = whole(message, ids_of(self.turns[-1].content, "tool_use") if self._resumes else ())
         content = [*self._content, *message.content]
         self.sent, self.answer = self.turns, message
         self.message = message.model_copy(update={"content": content})

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from penstock._core.clock import wall_now
 from penstock._core.context import current_labels, labels
-from penstock._core.size import size_of
+from penstock._core.size import TokenRate, size_of
 from penstock._core.usage import NOTHING
 from penstock.costs.spending import WORTH_TOKENS, Spending
-from penstock.errors import InvalidHistory, StreamInterrupted
+from penstock.errors import StreamInterrupted
+from penstock.messages.history import container_param, told_of_halves
 from penstock.streaming.opening import StreamManager, stream
 
 if TYPE_CHECKING:
@@ -36,11 +39,10 @@ __all__ = ["Requests"]
 # The API reads the cache from at most 20 blocks before a mark: one on the user's last turn, and one where the last
 # request had it, however long the answer in between is.
 _MARKED_TURNS: Final = 2
-_PER_TOKEN: Final = 3.2
 
 
 class Requests:
-    """Sends a conversation's requests.
+    """Sends a conversation's requests, and holds all of it that never changes.
 
     Args:
         sdk: Sends them.
@@ -52,11 +54,14 @@ class Requests:
         spending: What they use is counted there.
 
     Attributes:
-        params: Its further parameters.
+        sdk: As above, as `options`, `session`, `system`, `tools`, `params` and `spending`.
         of_reply: What was used since `begin`.
+        container: Where code goes on that the model ran on the server, and until when; `None` if it ran none.
     """
 
-    __slots__ = ("_options", "_sdk", "_session", "_system", "_tools", "of_reply", "params", "spending")
+    __slots__ = (
+        "container", "of_reply", "options", "params", "sdk", "session", "spending", "system", "tools",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -69,38 +74,39 @@ class Requests:
         params: Mapping[str, Any],
         spending: Spending,
     ) -> None:
-        self._sdk = sdk
-        self._options = options
-        self._session = session
-        self._system = system
-        self._tools = list(tools)
+        self.sdk = sdk
+        self.options = options
+        self.session = session
+        self.system = system
+        self.tools = list(tools)
         self.params = dict(params)
         self.spending = spending
-        self.of_reply = Spending(None, None)
+        self.of_reply = Spending()
+        self.container: tuple[str, datetime | None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Requests of {self._options.model!r}>"
+        return f"<Requests of {self.options.model!r}>"
 
     @property
     def fixed(self) -> dict[str, object]:
         """What every request begins with."""
         found: dict[str, object] = {}
-        if self._tools:
-            found["tools"] = self._tools
-        if self._system is not None:
-            found["system"] = [_marked({"type": "text", "text": self._system.text}, self._mark)]
+        if self.tools:
+            found["tools"] = self.tools
+        if self.system is not None:
+            found["system"] = [_marked({"type": "text", "text": self.system.text}, self._mark)]
         return found
 
     @property
     def _mark(self) -> dict[str, str] | None:
-        ttl = self._options.cache_ttl
+        ttl = self.options.cache_ttl
         if ttl is None:
             return None
         return {"type": "ephemeral", **({"ttl": ttl} if ttl != "5m" else {})}
 
     def begin(self) -> None:
         """Count anew what the reply uses that is asked for now."""
-        self.of_reply = Spending(None, None)
+        self.of_reply = Spending()
 
     def open(
         self, turns: Sequence[Turn], *, input_tokens: int, max_tokens: int, at_least: int = 0, **more: Any
@@ -118,7 +124,7 @@ class Requests:
             BudgetExceeded: The budgets don't pay for it.
         """
         allowed = self.spending.allow(
-            self._options.model,
+            self.options.model,
             input_tokens=input_tokens,
             max_tokens=max_tokens,
             at_least=at_least or min(max_tokens, WORTH_TOKENS + self._thinking_budget),
@@ -126,11 +132,22 @@ class Requests:
         params: dict[str, Any] = {
             **self.params,
             **more,
-            "model": self._options.model,
+            "model": self.options.model,
             "max_tokens": allowed,
             **self.fixed,
         }
-        return stream(self._sdk, messages=self._messages(turns), **params)
+        container = container_param(params.get("container"), self._current_container)
+        if container is not None:
+            params["container"] = container
+        return stream(self.sdk, messages=self._messages(turns), **params)
+
+    @property
+    def _current_container(self) -> str | None:
+        """One that is over is not asked for: the API makes another."""
+        if self.container is None:
+            return None
+        identity, until = self.container
+        return None if until is not None and until <= wall_now() else identity
 
     async def ask(
         self, turns: Sequence[Turn], *, input_tokens: int, max_tokens: int, at_least: int = 0, **more: Any
@@ -139,12 +156,15 @@ class Requests:
 
         Raises:
             BudgetExceeded: The budgets don't pay for it.
-            StreamInterrupted: It broke off again.
+            StreamInterrupted: It broke off again, or can't be understood.
         """
         more.update(input_tokens=input_tokens, max_tokens=max_tokens, at_least=at_least)
-        with contextlib.suppress(StreamInterrupted):
-            return await self._read(self.open(turns, **more), self._options.model)
-        return await self._read(self.open(turns, **more), self._options.model)
+        try:
+            return await self._read(self.open(turns, **more), self.options.model)
+        except StreamInterrupted as error:
+            if not error.was_cut:
+                raise
+        return await self._read(self.open(turns, **more), self.options.model)
 
     async def ask_other(self, model: str, prompt: str, *, system: str, max_tokens: int, input_tokens: int) -> Message:
         """Return the answer of another model, which knows nothing of the conversation.
@@ -155,7 +175,7 @@ class Requests:
         at_least = min(max_tokens, WORTH_TOKENS)
         allowed = self.spending.allow(model, input_tokens=input_tokens, max_tokens=max_tokens, at_least=at_least)
         messages = [{"role": "user", "content": prompt}]
-        manager = stream(self._sdk, model=model, max_tokens=allowed, system=system, messages=messages)
+        manager = stream(self.sdk, model=model, max_tokens=allowed, system=system, messages=messages)
         with labels(request_type="summary"):
             return await self._read(manager, model)  # type: ignore[return-value]
 
@@ -174,16 +194,11 @@ class Requests:
         Raises:
             InvalidHistory: There are characters that can't be sent.
         """
-        given: dict[str, Any] = {} if self._system is None else dict(self._system.labels)
+        given: dict[str, Any] = {} if self.system is None else dict(self.system.labels)
         if "session" not in current_labels():
-            given["session"] = self._session
-        try:
-            with labels(**given):
-                yield
-        except UnicodeEncodeError:
-            # Not told before, because a guard may take them out.
-            half = "has half of a surrogate pair, which can't be sent; the guard Sanitize takes them out"
-            raise InvalidHistory("content", half) from None
+            given["session"] = self.session
+        with told_of_halves("content"), labels(**given):
+            yield
 
     def count(self, opened: Stream, model: str | None = None) -> Message | BetaMessage | Exception | None:
         """Count what a stream has used so far: for one that did not come to its end, an estimate.
@@ -191,23 +206,33 @@ class Requests:
         Returns:
             The message, if its reader has got all of it, or why it can't be understood; else `None`.
         """
-        model = model or self._options.model
+        model = model or self.options.model
         usage = opened.usage
         read = _read_of(opened)
         message = None if isinstance(read, Exception) else read
         if opened.complete:
             whole = None if message is None or message.stop_reason is None else message
             self._add(model, usage, whole)
+            self._note_container(whole)
             return whole or (read if message is None else None)
         if usage != NOTHING:
-            written = 0.0 if message is None else size_of([block.to_dict() for block in message.content]).characters
-            output = max(usage.output_tokens, round(written / _PER_TOKEN))
+            written = (
+                0.0 if message is None else TokenRate().tokens(size_of([block.to_dict() for block in message.content]))
+            )
+            output = max(usage.output_tokens, round(written))
             self._add(model, replace(usage, output_tokens=output, estimated=True), None)
         return None
 
     def _add(self, model: str, usage: Usage, message: Message | BetaMessage | None) -> None:
         for spending in (self.spending, self.of_reply):
             spending.add(model, usage, message)
+
+    def _note_container(self, message: Message | BetaMessage | None) -> None:
+        found: Any = getattr(message, "container", None)
+        if found is not None:
+            until: object = getattr(found, "expires_at", None)
+            aware = isinstance(until, datetime) and until.tzinfo is not None
+            self.container = (str(found.id), cast("datetime", until) if aware else None)
 
     @property
     def _thinking_budget(self) -> int:

@@ -7,18 +7,18 @@ is wrong with it is told with its place.
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from penstock._core.size import CHARACTERS_PER_TOKEN
 from penstock._core.usage import Usage
 from penstock.conversation.functions import offered
-from penstock.conversation.options import ConversationOptions
-from penstock.conversation.parts import NOT_SAVED, Parts
+from penstock.conversation.options import NOT_SAVED, ConversationOptions
+from penstock.conversation.session import Session
 from penstock.conversation.system_prompt import SystemPrompt
 from penstock.errors import InvalidHistory
 from penstock.messages.blocks import Turn
@@ -27,10 +27,12 @@ from penstock.tools.state import ToolOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from anthropic import AsyncAnthropic
 
-    from penstock.conversation.session import Session
+    from penstock.conversation.functions import Functions
+    from penstock.tools.events import Approve
     from penstock.tools.registry import AnyTool
 
 __all__ = ["read", "write"]
@@ -77,7 +79,12 @@ class _Spent(_Part):
 class _Window(_Part):
     tokens: _Count = 0
     turns: _Count = 0
-    per_token: float = Field(default=3.2, ge=1, le=8)
+    per_token: float = Field(default=CHARACTERS_PER_TOKEN, ge=1, le=8)
+
+
+class _Container(_Part):
+    id: str = Field(min_length=1)
+    expires_at: AwareDatetime | None = None
 
 
 class _Flags(_Part):
@@ -94,6 +101,7 @@ class _Saved(_Part):
     tools: list[dict[str, Any]] = []
     tool_options: ToolOptions | None = None
     system: _System | None = None
+    container: _Container | None = None
     turns: list[dict[str, Any]] = []
     spent: _Spent = _Spent()
     window: _Window = _Window()
@@ -110,15 +118,16 @@ class _Saved(_Part):
         )
 
 
-def write(parts: Parts, session: Session) -> str:
+def write(session: Session) -> str:
     """Return a conversation as text, always the same for the same."""
-    spending, estimate, system, functions = session.requests.spending, session.estimate, parts.system, parts.functions
+    requests, estimate, functions = session.requests, session.estimate, session.functions
+    spending, system = requests.spending, requests.system
     found = {
         _KEY: VERSION,
-        "id": parts.id,
-        "options": parts.options.model_dump(mode="json"),
-        "params": {name: value for name, value in parts.params.items() if name not in NOT_SAVED},
-        "tools": list(parts.tools),
+        "id": requests.session,
+        "options": requests.options.model_dump(mode="json"),
+        "params": {name: value for name, value in requests.params.items() if name not in NOT_SAVED},
+        "tools": requests.tools,
         "tool_options": functions and functions.options.model_dump(mode="json"),
         "system": system and {"text": system.text, "name": system.name, "version": system.version},
         "spent": {
@@ -128,9 +137,17 @@ def write(parts: Parts, session: Session) -> str:
             "unpriced": spending.unpriced,
         },
         "window": {"tokens": estimate.tokens, "turns": estimate.turns, "per_token": estimate.per_token},
+        **_container(requests.container),
         "turns": [_turn(turn) for turn in session.turns],
     }
     return json.dumps(found, separators=(",", ":"), allow_nan=False)
+
+
+def _container(container: tuple[str, datetime | None] | None) -> dict[str, object]:
+    if container is None:
+        return {}
+    identity, until = container
+    return {"container": {"id": identity, "expires_at": until and until.isoformat()}}
 
 
 def _turn(turn: Turn) -> dict[str, object]:
@@ -140,7 +157,7 @@ def _turn(turn: Turn) -> dict[str, object]:
 
 def read(
     text: str | bytes, sdk: AsyncAnthropic, *, tools: Iterable[AnyTool] | None, params: Mapping[str, Any]
-) -> tuple[Parts, Session]:
+) -> Session:
     """Return the conversation that `write` wrote.
 
     Args:
@@ -159,14 +176,18 @@ def read(
     given = _checked(_Saved, _fields(text), "")
     if given.tool_options is not None and tools is None:
         raise InvalidHistory("tools", "were functions, which can't be saved: give them again, tools=[…]")
-    parts = _with(_parts(given, sdk), given.tool_options, tools, dict(params))
-    session, spent, window = parts.session(given.history()), given.spent, given.window
+    session = _session(given, sdk)
+    functions = None if tools is None else _functions(session, given.tool_options, tools, params.get("approve"))
+    session.with_unsaved(functions, {name: value for name, value in params.items() if name in NOT_SAVED})
+    spent, window = given.spent, given.window
     usage = Usage(**dict(spent.usage))
     session.requests.spending.restore(usage, spent.requests, spent.cost_usd, spent.unpriced)
+    if given.container is not None:
+        session.requests.container = (given.container.id, given.container.expires_at)
     session.estimate.per_token = window.per_token
     if window.turns <= len(given.turns):
         session.estimate.tokens, session.estimate.turns = window.tokens, window.turns
-    return parts, session
+    return session
 
 
 def _fields(text: str | bytes) -> dict[str, object]:
@@ -185,23 +206,26 @@ def _fields(text: str | bytes) -> dict[str, object]:
     return found_fields
 
 
-def _parts(given: _Saved, sdk: AsyncAnthropic) -> Parts:
+def _session(given: _Saved, sdk: AsyncAnthropic) -> Session:
     system = None if given.system is None else SystemPrompt(**dict(given.system))
+    turns = given.history()
     try:
-        return Parts.of(sdk, given.options, id=given.id, system=system, tools=given.tools, params=given.params)
+        return Session.of(
+            sdk, given.options, id=given.id, system=system, tools=given.tools, params=given.params, turns=turns
+        )
     except (TypeError, ValueError) as error:
         raise InvalidHistory("tools or params", str(error)) from None
 
 
-def _with(parts: Parts, options: ToolOptions | None, tools: Iterable[AnyTool] | None, params: dict[str, Any]) -> Parts:
-    """Return the same with what was not saved."""
-    functions = None
-    if tools is not None:
-        told = {**({} if options is None else options.model_dump()), "approve": params.pop("approve", None)}
-        entries, functions = offered(tools, told, keep_marks=parts.options.cache_ttl is None)
-        if entries != parts.tools:
-            raise InvalidHistory("tools", "are not those that it was saved with, to which its history belongs")
-    return replace(parts, functions=functions, params={**parts.params, **copy.deepcopy(params)})
+def _functions(
+    session: Session, options: ToolOptions | None, tools: Iterable[AnyTool], approve: Approve | None
+) -> Functions | None:
+    """Return what runs the tools, which must be those that were saved."""
+    told = {**({} if options is None else options.model_dump()), "approve": approve}
+    entries, functions = offered(tools, told, keep_marks=session.requests.options.cache_ttl is None)
+    if entries != session.requests.tools:
+        raise InvalidHistory("tools", "are not those that it was saved with, to which its history belongs")
+    return functions
 
 
 def _checked(kind: type[PartT], found: object, place: str) -> PartT:

@@ -6,6 +6,7 @@ waiting in between.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -15,24 +16,31 @@ import anyio
 import httpx2
 
 from penstock._core.context import current_deadline
+from penstock.conversation.functions import OF_LOOP, offered
+from penstock.conversation.options import checked_params
 from penstock.conversation.reply import Draft, Reply
+from penstock.conversation.requests import Requests
 from penstock.conversation.turn_lock import TurnLock
+from penstock.conversation.window import TokenEstimate, Window
+from penstock.costs.prices import billed_to_user_profile
+from penstock.costs.spending import Spending
 from penstock.errors import BudgetExceeded, InvalidHistory
 from penstock.messages.blocks import Turn
 from penstock.messages.history import check_pairs, open_calls, user_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from anthropic import AsyncAnthropic
 
     from penstock._core.usage import Usage
     from penstock.conversation.functions import Functions
-    from penstock.conversation.options import OnTruncation
-    from penstock.conversation.requests import Requests
-    from penstock.conversation.token_estimate import TokenEstimate
-    from penstock.conversation.window import Window
+    from penstock.conversation.options import ConversationOptions, OnTruncation
+    from penstock.conversation.system_prompt import SystemPrompt
     from penstock.messages.blocks import Block
     from penstock.messages.history import Content
     from penstock.streaming.opening import StreamManager
+    from penstock.tools.registry import AnyTool
 
 __all__ = ["ConversationStatistics", "Question", "Session", "too_late"]
 
@@ -75,9 +83,9 @@ class Question:
         cls,
         content: Content,
         *,
-        images: Iterable[object],
-        documents: Iterable[object],
-        pin: bool,
+        images: Iterable[object] = (),
+        documents: Iterable[object] = (),
+        pin: bool = False,
         max_tokens: int,
     ) -> Self:
         """Return what the caller of `Conversation.send` asks.
@@ -99,7 +107,7 @@ class Question:
         """
         paused = bool(turns) and turns[-1].paused
         if not self.content:
-            if paused or (turns and turns[-1].role == "user"):
+            if paused or (turns and turns[-1].role == "user" and not open_calls(turns)):
                 return turns
             raise InvalidHistory("content", "is empty")
         if paused:
@@ -116,32 +124,89 @@ class Session:
     Args:
         turns: Its history.
         requests: Sends its requests.
-        window: Makes them fit.
-        estimate: Knows how much they take.
-        functions: Run what the model calls; `None` if the caller does.
 
     Attributes:
         turns: Its history, replaced as a whole.
+        requests: As above.
         estimate: What is known of its size, replaced with it.
+        window: Makes it fit.
+        functions: Run what the model calls; `None` if the caller does.
         turn_lock: Where one waits for one's turn.
     """
 
     __slots__ = ("estimate", "functions", "requests", "turn_lock", "turns", "window")
 
-    def __init__(
-        self,
-        turns: tuple[Turn, ...],
-        requests: Requests,
-        window: Window,
-        estimate: TokenEstimate,
-        functions: Functions | None,
-    ) -> None:
+    def __init__(self, turns: tuple[Turn, ...], requests: Requests) -> None:
         self.turns = turns
         self.requests = requests
-        self.window = window
-        self.estimate = estimate
-        self.functions = functions
+        self.window = Window(requests.sdk, requests.options)
+        self.estimate = TokenEstimate(requests.options.model, requests.fixed, has_tools=bool(requests.tools))
+        self.functions: Functions | None = None
         self.turn_lock = TurnLock()
+
+    @classmethod
+    def of(
+        cls,
+        sdk: AsyncAnthropic,
+        options: ConversationOptions,
+        *,
+        id: str,  # noqa: A002 - the name of the attribute
+        system: SystemPrompt | None,
+        tools: Iterable[AnyTool],
+        params: Mapping[str, Any],
+        turns: tuple[Turn, ...],
+    ) -> Self:
+        """Return one of what a caller gives, checked.
+
+        Args:
+            sdk: Sends its requests.
+            options: What it was told.
+            id: Its id.
+            system: Its system prompt.
+            tools: Functions, or entries as the SDK takes them.
+            params: More parameters of each request, and how far functions may go.
+            turns: Its history.
+
+        Raises:
+            TypeError: There is no such parameter, or the conversation itself decides about it; or a bad tool.
+            ValueError: Two tools have the same name, or a bound is out of its range.
+            InvalidHistory: Something holds what can't be saved.
+        """
+        told = {name: params[name] for name in OF_LOOP & params.keys()}
+        entries, functions = offered(tools, told, keep_marks=options.cache_ttl is None)
+        # It has a default, so it is there also where nothing needs it.
+        taken = {"max_iterations"} if functions is None else OF_LOOP
+        checked = checked_params({name: value for name, value in params.items() if name not in taken})
+        usd = None if billed_to_user_profile(checked) else options.cost_budget_usd
+        spending = Spending(options.token_budget, usd, cache_ttl=options.cache_ttl)
+        requests = Requests(sdk, options, session=id, system=system, tools=entries, params=checked, spending=spending)
+        return cls(turns, requests).with_functions(functions)
+
+    def with_functions(self, functions: Functions | None) -> Self:
+        """Take over what runs its tools.
+
+        Raises:
+            TypeError: A call is forced in every reply.
+        """
+        choice: object = self.requests.params.get("tool_choice")
+        forced = isinstance(choice, dict) and cast("Block", choice).get("type") in {"any", "tool"}
+        if forced and functions is not None:
+            raise TypeError("a forced tool_choice would force a call in every reply: it can't be given with functions")
+        self.functions = functions
+        return self
+
+    def with_unsaved(self, functions: Functions | None, params: Mapping[str, Any]) -> Self:
+        """Take over what is not saved with a conversation."""
+        self.requests.params |= copy.deepcopy(dict(params))
+        return self.with_functions(functions)
+
+    def fork(self, id: str) -> Self:  # noqa: A002 - the name of the attribute
+        """Return one of another id that goes on by itself from where this one is."""
+        requests = copy.copy(self.requests)
+        requests.session, requests.params, requests.spending = id, dict(requests.params), requests.spending.copy()
+        forked = type(self)(self.turns, requests)
+        forked.estimate, forked.functions = self.estimate.copy(), self.functions
+        return forked
 
     def __repr__(self) -> str:
         return f"<Session of {len(self.turns)} turns, {self.turn_lock!r}>"

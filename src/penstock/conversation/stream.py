@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from penstock.conversation.reply import Draft, Reply
     from penstock.conversation.session import Question, Session
-    from penstock.conversation.token_estimate import TokenEstimate
+    from penstock.conversation.window import TokenEstimate
     from penstock.streaming.opening import StreamManager
     from penstock.streaming.stream import Stream
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from penstock.conversation.limits import known_limits
+from penstock._core.models import known
 from penstock.messages.blocks import text_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def summarize(requests: Requests, options: ConversationOptions, turns: Seq
         BudgetExceeded: The conversation's budgets don't pay for it.
         anthropic.AnthropicError: The request failed.
     """
-    most = int(known_limits(options.summary_model).window_tokens * _SHARE * _PER_TOKEN)
+    most = int(known(options.summary_model).window_tokens * _SHARE * _PER_TOKEN)
     summary = ""
     for piece in _pieces([_told(turn) for turn in turns], most):
         prompt = f"<summary_so_far>\n{summary}\n</summary_so_far>\n\n{piece}" if summary else piece

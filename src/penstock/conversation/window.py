@@ -1,17 +1,25 @@
 """Keeping a history within its share of the window.
 
 The rule here: rarely and deep. Below `trim_at` of the window nothing is touched, because a changed beginning loses the
-prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called.
+prompt cache; above it, the history shrinks to `trim_to` at once. Nothing is touched while tools are being called. How
+large the window is, the Models API is asked; no failure of it is anyone's, because the table of models answers instead.
+What the API has counted of a history is never guessed again; what it hasn't is measured in characters, at a rate that
+is learned from each answer, and a little too high rather than too low.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anthropic
+import anyio
 
-from penstock.conversation.limits import asked_limits, known_limits
+from penstock._core.models import known
+from penstock._core.size import CHARACTERS_PER_TOKEN, Size, TokenRate, size_of
 from penstock.conversation.summary import summarize
 from penstock.conversation.trim import trim
 from penstock.errors import ContextOverflow
@@ -21,13 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anthropic import AsyncAnthropic
+    from anthropic.types import Message
+    from anthropic.types.beta import BetaMessage
 
+    from penstock._core.models import Model
     from penstock.conversation.options import ConversationOptions
     from penstock.conversation.requests import Requests
-    from penstock.conversation.token_estimate import TokenEstimate
     from penstock.messages.blocks import Turn
 
-__all__ = ["Window"]
+__all__ = ["TokenEstimate", "Window", "context_tokens"]
 
 # No window is so small that the Models API must be asked below that.
 _ASK_FROM_TOKENS: Final = 75_000
@@ -36,6 +46,15 @@ _NOTE_TOKENS: Final = 50
 _WORTH: Final = 0.8
 _COMPACTION: Final = "compact-2026-01-12"
 _LEAST_TRIGGER: Final = 50_000
+_ASK_WITHIN_S: Final = 5.0
+_MOST_MODELS: Final = 256
+# By address of the API and model; one that the API doesn't know, or an API without the list, is kept as the table's.
+_answers: OrderedDict[tuple[str, str], Model] = OrderedDict()
+_LEAST_RATE, _MOST_RATE = 1.0, 8.0
+# Estimates of new text are taken this much higher, so that the share of the window is kept.
+_MARGIN: Final = 1.1
+_TURN_TOKENS: Final = 4
+_TOOL_PROMPT_TOKENS: Final = 500
 _logger: Final = logging.getLogger("penstock")
 
 
@@ -58,7 +77,7 @@ class Window:
         self._asked = False
         # The last summary, and of what: if what is asked with it fails, it is not paid for again.
         self._summarized: tuple[tuple[Turn, ...], str] = ((), "")
-        self.limits = known_limits(options.model)
+        self.limits = known(options.model)
 
     def __repr__(self) -> str:
         return f"<Window of {self.window_tokens} tokens>"
@@ -130,7 +149,7 @@ class Window:
         wanted = options.window_tokens is None and measured > _ASK_FROM_TOKENS
         if not self._asked and (wanted or options.overflow == "compaction"):
             self._asked = True
-            self.limits = await asked_limits(self._sdk, options.model)
+            self.limits = await asked(self._sdk, options.model)
 
     def more(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters by which the API compacts the history."""
@@ -143,3 +162,165 @@ class Window:
             "betas": [*(params.get("betas") or ()), _COMPACTION],
             "context_management": {**managed, "edits": [*managed.get("edits", ()), edit]},
         }
+
+
+# What a history takes
+
+
+class TokenEstimate:
+    """Tokens of one conversation's requests.
+
+    Args:
+        model: Whose tokens they are.
+        fixed: What each request begins with: system prompt and tools.
+        has_tools: Whether there are tools, which cost some tokens more.
+
+    Attributes:
+        tokens: What the API counted for the first `turns` turns, answer included, and all that stands before them; 0 if
+            nothing is known.
+        turns: For how many turns that is.
+        per_token: Characters for each token, as learned.
+    """
+
+    __slots__ = ("_fixed", "_model", "per_token", "tokens", "turns")
+
+    def __init__(self, model: str, fixed: object, *, has_tools: bool) -> None:
+        self._model = model
+        size = size_of(fixed, model)
+        extra = _TOOL_PROMPT_TOKENS if has_tools else 0
+        self._fixed = Size(size.characters, size.media_tokens + extra)
+        self.tokens = 0
+        self.turns = 0
+        self.per_token = CHARACTERS_PER_TOKEN
+
+    def __repr__(self) -> str:
+        return f"<TokenEstimate {self.tokens} tokens in {self.turns} turns, {self.per_token:.2f} characters a token>"
+
+    def measure(self, turns: Sequence[Turn], *, margin: float = _MARGIN) -> int:
+        """Return how many input tokens a request with these turns will take, roughly, and rather too many.
+
+        Args:
+            turns: All that are sent. They begin with those that the API has counted, or `forget` was called.
+            margin: What is estimated is taken this much higher.
+        """
+        if self.tokens and len(turns) >= self.turns:
+            return self.tokens + round(margin * self.of(turns[self.turns :]))
+        return round(margin * (self.fixed + self.of(_seen(turns))))
+
+    def copy(self) -> TokenEstimate:
+        """Return one that knows the same."""
+        return copy.copy(self)
+
+    def of(self, turns: Sequence[Turn]) -> float:
+        """Return what turns take by themselves."""
+        return self._tokens(self._size(turns)) + _TURN_TOKENS * len(turns)
+
+    @property
+    def fixed(self) -> float:
+        """What stands before the turns takes."""
+        return self._tokens(self._fixed)
+
+    def forget(self) -> None:
+        """Take nothing as counted: the turns have changed."""
+        self.tokens = self.turns = 0
+
+    def learn(self, sent: Sequence[Turn], message: Message | BetaMessage, *, turns: int) -> None:
+        """Learn from an answer.
+
+        Args:
+            sent: The turns of its request.
+            message: The answer, with its usage.
+            turns: How many turns there are with it.
+        """
+        given, made = context_tokens(message)
+        if not given:
+            return
+        self.tokens, self.turns = given + made, turns
+        if any(block.type == "compaction" for block in message.content):
+            # What was counted is the summary, not what was sent.
+            return
+        size, fixed = self._size(_seen(sent)), self._fixed
+        rate = TokenRate()
+        rate.learn(size.characters + fixed.characters, max(given - size.media_tokens - fixed.media_tokens, given / 10))
+        self.per_token = min(max(rate.per_token, _LEAST_RATE), _MOST_RATE)
+
+    def _tokens(self, size: Size) -> float:
+        return size.characters / self.per_token + size.media_tokens
+
+    def _size(self, turns: Sequence[Turn]) -> Size:
+        return size_of([turn.content for turn in turns], self._model)
+
+
+def _seen(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """What the model sees: from the last compaction on."""
+    for index in reversed(range(len(turns))):
+        if any(block["type"] == "compaction" for block in turns[index].content):
+            return turns[index:]
+    return turns
+
+
+def context_tokens(message: Message | BetaMessage) -> tuple[int, int]:
+    """Return the tokens of an answer's input and output as they stand in the window; 0 where the API gave none.
+
+    What a compaction took on top is not in it.
+    """
+    usage: object = getattr(message, "usage", None)
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    given = sum(_count(usage, name) for name in names)
+    return given, _count(usage, "output_tokens")
+
+
+def _count(usage: object, name: str) -> int:
+    value: object = getattr(usage, name, 0)
+    return value if isinstance(value, int) else 0
+
+
+# The Models API
+
+
+async def asked(sdk: AsyncAnthropic, model: str) -> Model:
+    """Return the Models API's limits, asked for once in the life of the process; the table's where it has none."""
+    key = (str(getattr(sdk, "base_url", "")), model)
+    if key in _answers:
+        _answers.move_to_end(key)
+        return _answers[key]
+    limits, final = await _ask(sdk, model)
+    if final:
+        _answers[key] = limits
+        if len(_answers) > _MOST_MODELS:
+            _answers.popitem(last=False)
+    return limits
+
+
+async def _ask(sdk: AsyncAnthropic, model: str) -> tuple[Model, bool]:
+    """Return the limits, and whether asking again would bring the same."""
+    table = known(model)
+    models = getattr(sdk, "models", None)
+    if models is None:
+        return table, True
+    try:
+        with anyio.move_on_after(_ASK_WITHIN_S):
+            return _limits_in(await models.retrieve(model), table), True
+    except anthropic.APIStatusError as error:
+        return table, 400 <= error.status_code < 500 and error.status_code not in (408, 409, 429)
+    except (anthropic.AnthropicError, ValueError):
+        # What stands between may answer what is no JSON.
+        return table, False
+    return table, False
+
+
+def _limits_in(info: object, table: Model) -> Model:
+    """What stands between may also answer a page, or JSON of its own."""
+    managed: Any = getattr(getattr(info, "capabilities", None), "context_management", None)
+    compaction = getattr(managed, "compact_20260112", None)
+    return replace(
+        table,
+        window_tokens=_told(info, "max_input_tokens", table.window_tokens),
+        max_output_tokens=_told(info, "max_tokens", table.max_output_tokens),
+        compacts=table.compacts if managed is None else bool(getattr(compaction, "supported", False)),
+    )
+
+
+def _told(info: object, name: str, otherwise: int) -> int:
+    found: object = getattr(info, name, None)
+    return found if isinstance(found, int) and found > 0 else otherwise

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import BaseModel
 
-from penstock._core.usage import Usage
+from penstock._core.models import price_name
+from penstock._core.usage import Usage, fields_of, steps_of
 from penstock.errors import UnknownPrice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
-__all__ = ["cost", "price_of"]
+__all__ = ["billed_to_user_profile", "cost", "price_of"]
 
 _MILLION: Final = 1_000_000
 _SEARCH_USD: Final = Decimal("0.01")
@@ -62,9 +63,33 @@ def _like_fable_5(read: str) -> _Prices:
 # Source: https://platform.claude.com/docs/en/about-claude/pricing
 _OVERRIDES: Final = {"claude-mythos-5": _like_fable_5("1"), "claude-mythos-5-1": _like_fable_5("0.25")}
 
-# us.anthropic.claude-sonnet-4-5-20250929-v1:0 (Bedrock), claude-sonnet-4-5@20250929 (Vertex)
-_MODEL_ID: Final = re.compile(r"claude-[^@:]*?(?=(?:-v\d+)?(?:[@:].*)?$)")
 _DATED: Final = re.compile(r"-20\d{6}$")
+
+
+def billed_to_user_profile(params: Mapping[str, object]) -> bool:
+    """Whether the customer behind a user profile pays for a request, and not one's own organization.
+
+    The API rejects such a request where it may not bill the customer, rather than bill it to somebody else. What it
+    costs is still what `cost` says; it must not count in a budget of one's own.
+    Source: https://platform.claude.com/docs/en/manage-claude/user-profiles
+
+    Args:
+        params: Of the request, as they are given to the SDK; `extra_body` is looked at too, and wins, as it does there.
+
+    Returns:
+        Whether `billing_policy.bill_to` is `user_profile`.
+
+    Example:
+        >>> billed_to_user_profile({"billing_policy": {"type": "billing_policy", "bill_to": "user_profile"}})
+        True
+    """
+    extra = _object(params.get("extra_body"))
+    policy = (params if "billing_policy" not in extra else extra).get("billing_policy")
+    return _object(policy).get("bill_to") == "user_profile"
+
+
+def _object(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def cost(
@@ -73,6 +98,7 @@ def cost(
     """What a message cost.
 
     Where the reply took several steps, perhaps of several models (fallback, compaction, advisor), each is priced alone.
+    A fallback credit that was redeemed counts: what it moved from cache writes to cache reads has the price of reads.
 
     Args:
         message: The reply, with the usage that the API reported.
@@ -121,7 +147,7 @@ def price_of(
         Decimal('1.00')
     """
     batch = batch or usage.service_tier == "batch"
-    name = _model_id(model)
+    name = price_name(model)
     if (prices := _OVERRIDES.get(_DATED.sub("", name))) is not None:
         return prices.total(usage, batch=batch)
     context = {"processing": "batch"} if batch else {"speed": speed or usage.speed or "standard"}
@@ -148,30 +174,15 @@ def _listed_price(usage: Usage, name: str, *, model: str, context: dict[str, str
     return price.total_price
 
 
-def _model_id(model: str) -> str:
-    """The id as Anthropic's own API spells it."""
-    found = _MODEL_ID.search(model.lower())
-    return found.group() if found else model
-
-
 def _steps(message: Message | BetaMessage) -> Iterator[tuple[str, Usage]]:
     """Each sampling step of a message as a model and its usage; the whole message where the API names no steps."""
     whole = Usage.from_message(message)
-    steps = [step for step in _iterations(message) if step[1].total_tokens]
+    usage: object = getattr(message, "usage", None)
+    named = steps_of(fields_of(usage)) if isinstance(usage, BaseModel) else []
+    steps = [(model or message.model, step) for model, step in named if step.total_tokens]
     if not steps:
         yield message.model, whole
         return
-    for model, usage in steps:
-        yield model, replace(usage, service_tier=whole.service_tier, speed=whole.speed)
+    for model, step in steps:
+        yield model, replace(step, service_tier=whole.service_tier, speed=whole.speed)
     yield message.model, Usage(web_search_requests=whole.web_search_requests)
-
-
-def _iterations(message: Message | BetaMessage) -> Iterator[tuple[str, Usage]]:
-    usage: object = getattr(message, "usage", None)
-    if not isinstance(usage, BaseModel):
-        return
-    iterations: object = usage.model_dump(warnings=False).get("iterations")
-    for iteration in cast("list[object]", iterations) if isinstance(iterations, list) else ():
-        if isinstance(iteration, dict):
-            fields = cast("dict[str, object]", iteration)
-            yield str(fields.get("model") or message.model), Usage.from_mapping(fields)

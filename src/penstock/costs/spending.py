@@ -1,7 +1,8 @@
-"""What a conversation has used, and whether its budgets pay for one more request.
+"""The one purse: what requests have used, what that cost, and whether budgets pay for one more request.
 
-The rule here: nothing is sent that could cost more than is left. A request is made smaller before it is refused: its
-`max_tokens` is lowered to what is left, as long as that is worth an answer.
+The rule here: tokens are counted at once, prices are looked up when somebody asks, for many requests with one look. And
+nothing is sent that could cost more than is left: a request is made smaller before it is refused, its `max_tokens`
+lowered to what is left, as long as that is worth an answer.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ WORTH_TOKENS: Final = 256
 
 _BUDGET: Final = "session"
 _MOST_UNPRICED: Final = 100
+# No price list has a higher price for prompts as short as this.
+_SHORT_TOKENS: Final = 100_000
 
 
 class Spending:
-    """What one conversation has used.
+    """What the requests of a conversation, a tool loop or a run have used.
 
     Args:
         token_budget: Tokens that all its requests may use together; `None` for no bound.
@@ -46,6 +49,7 @@ class Spending:
         "_cost_budget_usd",
         "_cost_usd",
         "_later",
+        "_together",
         "_token_budget",
         "requests",
         "unpriced",
@@ -53,7 +57,11 @@ class Spending:
     )
 
     def __init__(
-        self, token_budget: int | None, cost_budget_usd: Decimal | None, *, cache_ttl: CacheTTL | None = None
+        self,
+        token_budget: int | None = None,
+        cost_budget_usd: Decimal | None = None,
+        *,
+        cache_ttl: CacheTTL | None = None,
     ) -> None:
         self._token_budget = token_budget
         self._cost_budget_usd = cost_budget_usd
@@ -62,7 +70,9 @@ class Spending:
         self.requests = 0
         self.unpriced: str | None = None
         self._cost_usd = Decimal(0)
-        # Priced when somebody asks: loading the prices takes a third of a second.
+        # Prices are proportional to tokens, but some are higher for long prompts: usages are put together only as far
+        # as they would be a short prompt, and what can't be told from the usage alone is priced by itself.
+        self._together: dict[tuple[str, str | None, str | None], Usage] = {}
         self._later: list[tuple[str, Usage] | Message | BetaMessage] = []
 
     def __repr__(self) -> str:
@@ -72,7 +82,7 @@ class Spending:
         """Return one that goes on from here by itself."""
         copied = Spending(self._token_budget, self._cost_budget_usd, cache_ttl=self._cache_ttl)
         copied.restore(self.usage, self.requests, self._cost_usd, self.unpriced)
-        copied._later = list(self._later)
+        copied._later, copied._together = list(self._later), dict(self._together)
         return copied
 
     def restore(self, usage: Usage, requests: int, cost_usd: Decimal, unpriced: str | None) -> None:
@@ -91,9 +101,21 @@ class Spending:
         """
         self.usage += usage
         self.requests += 1
-        self._later.append((model, usage) if message is None else message.model_copy(update={"content": []}))
+        if message is not None and _took_steps(message):
+            self._later.append(message.model_copy(update={"content": []}))
+        else:
+            self._put_together(str(model), usage)
         if len(self._later) > _MOST_UNPRICED:
             self._price()
+
+    def _put_together(self, model: str, usage: Usage) -> None:
+        key = (model, usage.service_tier, usage.speed)
+        before = self._together.get(key, NOTHING)
+        if before.total_input_tokens + usage.total_input_tokens > _SHORT_TOKENS:
+            if before is not NOTHING:
+                self._later.append((model, before))
+            before = NOTHING
+        self._together[key] = before + usage
 
     @property
     def priced_usd(self) -> Decimal:
@@ -114,7 +136,8 @@ class Spending:
         return priced
 
     def _price(self) -> None:
-        later, self._later = self._later, []
+        later = [*self._later, *((key[0], usage) for key, usage in self._together.items())]
+        self._later, self._together = [], {}
         for used in later:
             try:
                 self._cost_usd += price_of(used[1], used[0]) if isinstance(used, tuple) else cost(used)
@@ -166,3 +189,9 @@ class Spending:
             output_tokens=output_tokens,
         )
         return price_of(usage, model)
+
+
+def _took_steps(message: Message | BetaMessage) -> bool:
+    """Whether an answer may have a usage that a `Usage` doesn't tell, as of several models."""
+    usage: object = getattr(message, "usage", None)
+    return bool(getattr(usage, "model_extra", None) or getattr(usage, "iterations", None))

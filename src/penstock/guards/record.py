@@ -14,7 +14,7 @@ import anthropic
 import anyio
 
 from penstock._core.attempt import http_response_of, open_attempt
-from penstock._core.call import open_call
+from penstock._core.call import MAX_RESPONSE_BYTES, open_call
 from penstock._core.failure import Failure, FailureKind, failure_of_exception
 from penstock._core.secret import clean_error, without_secrets
 from penstock.errors import PenstockError
@@ -118,6 +118,7 @@ class Record(anthropic.Middleware):
         background: Does what outlives a call, e.g. closing the body of a stream that was dropped.
         deadline_s: Seconds that a call may take, waits and attempts together, unless `penstock.deadline` says less;
             more than 0, `None` for no bound. A stream must have begun by then, and may be read on.
+        max_response_bytes: What an answer to `/v1/messages` may have, decompressed, above 0.
         gate: Called before every call; what it raises refuses the call.
 
     Raises:
@@ -137,6 +138,7 @@ class Record(anthropic.Middleware):
         observers: Observers = _NO_OBSERVERS,
         background: Background | None = None,
         deadline_s: float | None = 600.0,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         gate: Callable[[], None] | None = None,
     ) -> None:
         if deadline_s is not None and not deadline_s > 0:
@@ -144,6 +146,7 @@ class Record(anthropic.Middleware):
         self._observers = observers
         self._background = background
         self._deadline_s = deadline_s
+        self._max_response_bytes = max_response_bytes
         self._gate = gate
         self._totals = _Totals()
         # What was raised to the caller goes with the call, because the last attempt may have told another story.
@@ -184,7 +187,12 @@ class Record(anthropic.Middleware):
             self._gate()
         try:
             with open_call(
-                request, new=True, observers=self._observers, background=self._background, deadline_s=self._deadline_s
+                request,
+                new=True,
+                observers=self._observers,
+                background=self._background,
+                deadline_s=self._deadline_s,
+                max_response_bytes=self._max_response_bytes,
             ) as call:
                 self._begin(call)
                 try:

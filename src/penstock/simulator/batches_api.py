@@ -93,6 +93,8 @@ def _check_batched(params: Json) -> None:
     for name in ("speed", "fallbacks"):
         if params.get(name) is not None:
             raise invalid(f"{name}: not supported in message batches")
+    if validate.bills_user_profile(params):
+        raise invalid('billing_policy: "bill_to": "user_profile" is not supported in message batches')
     if params.get("stream"):
         raise invalid("stream: not supported in message batches")
     if params.get("max_tokens") == 0:

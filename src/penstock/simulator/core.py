@@ -163,7 +163,8 @@ class Simulator:
             name: one of `FAULTS`.
             times: how many requests get it, 1 or more.
             after: how many requests pass unharmed first, 0 or more.
-            params: `delay_s` (time before the fault shows), and what the fault takes; see the documentation.
+            params: `delay_s` (time before the fault shows), and what the fault takes; see the documentation. For
+                `error`: `status`, `type`, `message`, `error_code`, `details`, `retry_after_s`, `should_retry`.
 
         Raises:
             ValueError: no such fault or parameter.

@@ -102,6 +102,7 @@ class Decision:
         )
         betas = request.headers.get("anthropic-beta", "")
         check(body, model, version, betas)
+        validate.check_payer(body, request.headers.get("anthropic-user-profile-id"))
         return serve(compaction.visible(body) if "compact-" in betas else body, model)
 
     def _note(self, body: Json) -> None:
@@ -207,7 +208,7 @@ class Decision:
         self._entry.input_tokens = reply.charged
         message = reply.message(identifier("msg", salt), model.id)
         if self._entry.stream:
-            error = event(ApiError(200, "overloaded_error", "Overloaded").body(self._entry.request_id))
+            error = event((fault or Fault(name="error")).error(200).body(self._entry.request_id))
             found = respond.stream_answer(message, reply, fault, self._begun, api.pace, error=error)
         else:
             found = respond.plain_answer(message, reply, fault, self._begun, api.pace)

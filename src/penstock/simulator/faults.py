@@ -49,6 +49,25 @@ class Fault:
         """The parameter `name`."""
         return float(self.params.get(name, default))
 
+    def error(self, status: int | None = None) -> ApiError:
+        """The error that its parameters describe; an overload where they describe none."""
+        kind = str(self.params.get("type", "overloaded_error"))
+        return ApiError(
+            status or int(self.params.get("status", _STATUSES.get(kind, 500))),
+            kind,
+            str(self.params.get("message", "Overloaded" if kind == "overloaded_error" else "The request failed.")),
+            error_code=self.params.get("error_code"),
+            details=self.params.get("details"),
+            headers=_said(self),
+        )
+
+
+_STATUSES = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429,
+    "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
+}  # fmt: skip
+"""The status that each `error.type` comes with."""
 
 _RATE = "This request would exceed your organization's rate limit. Please try again later."
 _RAMP = (
@@ -87,25 +106,28 @@ _BODY = frozenset({
     "truncated", "stall", "pings_only", "stream_error_before_content", "stream_error_after_content",
     "stream_drop_before_content", "stream_drop_after_content", "no_message_stop", "bad_json",
 })  # fmt: skip
-FAULTS = frozenset(_ANSWERS) | frozenset(_PAGES) | _TRANSPORT | _BODY
+FAULTS = frozenset({"error"}) | frozenset(_ANSWERS) | frozenset(_PAGES) | _TRANSPORT | _BODY
 """The names of all faults."""
 
 PLAIN_EQUIVALENT = {
     "pings_only": "stall",
-    "stream_error_before_content": "overloaded",
-    "stream_error_after_content": "overloaded",
+    "stream_error_before_content": "error",
+    "stream_error_after_content": "error",
     "stream_drop_before_content": "reset",
     "stream_drop_after_content": "truncated",
     "no_message_stop": "truncated",
 }
 """What a request that is no stream gets instead of a fault of streams."""
 
+_DESCRIBED = {"type", "message", "error_code", "details"}
 _PARAMS = {
+    "error": _DESCRIBED | {"status", "retry_after_s", "should_retry"},
+    "stream_error_before_content": _DESCRIBED,
     "rate_limited": {"retry_after_s"},
     "ramp": {"retry_after_s"},
     "retry_after_ms": {"retry_after_ms"},
     "pings_only": {"interval_s"},
-    "stream_error_after_content": {"after_deltas"},
+    "stream_error_after_content": _DESCRIBED | {"after_deltas"},
     "stream_drop_after_content": {"after_deltas"},
     "stall": {"after_deltas"},
 }
@@ -184,11 +206,23 @@ def answer(fault: Fault) -> ApiError | HtmlError | None:
     """The error response that `fault` is; None where it is none."""
     if fault.name in _PAGES:
         return HtmlError(*_PAGES[fault.name])
+    if fault.name == "error":
+        return fault.error()
     found = _ANSWERS.get(fault.name)
     if found is None:
         return None
     status, kind, message, error_code = found
     return ApiError(status, kind, message, error_code=error_code, headers=_headers(fault))
+
+
+def _said(fault: Fault) -> dict[str, str]:
+    """The headers that its parameters ask for."""
+    headers: dict[str, str] = {}
+    if "retry_after_s" in fault.params:
+        headers["retry-after"] = f"{fault.number('retry_after_s', 1):g}"
+    if "should_retry" in fault.params:
+        headers["x-should-retry"] = "true" if fault.params["should_retry"] else "false"
+    return headers
 
 
 def _headers(fault: Fault) -> dict[str, str]:

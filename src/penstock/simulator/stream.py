@@ -140,6 +140,7 @@ def _final_usage(usage: Json) -> Json:
         "output_tokens",
         "output_tokens_details",
         "server_tool_use",
+        "fallback_credit",
         "iterations",
     )
     return {name: usage[name] for name in names if name in usage}

@@ -71,6 +71,7 @@ class ApiError(Exception):
         kind: `error.type` of the body.
         message: `error.message` of the body.
         error_code: `error.details.error_code`, where the API gives one.
+        details: what else `error.details` holds.
         headers: extra response headers, such as `retry-after`.
     """
 
@@ -81,6 +82,7 @@ class ApiError(Exception):
         message: str,
         *,
         error_code: str | None = None,
+        details: Json | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -88,13 +90,15 @@ class ApiError(Exception):
         self.kind = kind
         self.message = message
         self.error_code = error_code
+        self.details = details or {}
         self.headers = headers or {}
 
     def body(self, request_id: str) -> Json:
         """The JSON error body, which names the request."""
         error: Json = {"type": self.kind, "message": self.message}
-        if self.error_code is not None:
-            error["details"] = {"error_code": self.error_code}
+        details = {**self.details} if self.error_code is None else {"error_code": self.error_code, **self.details}
+        if details:
+            error["details"] = details
         return {"type": "error", "error": error, "request_id": request_id}
 
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from anthropic import not_given
 from anthropic.lib.streaming import BetaMessageStream, MessageStream
-from anthropic.types import RawMessageStreamEvent
-from anthropic.types.beta import BetaRawMessageStreamEvent
+from anthropic.types import CacheCreation, RawMessageStreamEvent
+from anthropic.types.beta import BetaCacheCreation, BetaRawMessageStreamEvent
 from pydantic import BaseModel
 
+from penstock._core.body.sse import data_of, field_of
 from penstock.errors import InvalidStream
-from penstock.streaming.split import data_of
+from penstock.messages.blocks import mended
+from penstock.streaming.inputs import ToolInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import httpx2
     from anthropic import AsyncAnthropic
@@ -27,13 +29,12 @@ if TYPE_CHECKING:
     from anthropic.types import ParsedMessage
     from anthropic.types.beta.parsed_beta_message import ParsedBetaMessage
 
-    from penstock.streaming.split import Raw
-
 __all__ = ["Accumulator", "AnyEvent", "AnyMessage", "Run", "merged", "run_of"]
 
 AnyEvent: TypeAlias = "ParsedMessageStreamEvent[Any] | ParsedBetaMessageStreamEvent[Any]"
 AnyMessage: TypeAlias = "ParsedMessage[Any] | ParsedBetaMessage[Any]"
 
+_FIELD_OF_BLOCK: Final = {"text": "text", "thinking": "thinking"}
 # What deltas of these types make is the same whether they come one by one or joined.
 _FIELD_OF: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 
@@ -56,11 +57,11 @@ class Run:
 
     def data(self) -> dict[str, object]:
         """Return the one delta that does what all of them do."""
-        delta = {"type": self.kind, _FIELD_OF[self.kind]: "".join(self.parts)}
+        delta = {"type": self.kind, _FIELD_OF[self.kind]: mended("".join(self.parts))}
         return {"type": "content_block_delta", "index": self.index, "delta": delta}
 
 
-def merged(events: Iterable[Raw | Run]) -> Iterator[dict[str, object]]:
+def merged(events: Iterable[bytes | Run]) -> Iterator[dict[str, object]]:
     """Decode events, and join the deltas that follow each other in a block.
 
     Raises:
@@ -137,16 +138,30 @@ class Accumulator:
         response: The answer.
         beta: Whether the beta's types are wanted.
         output_format: Type of structured output, as `messages.stream` takes it; `None` for plain text.
+        for_an_hour: Tells whether the request asked the prompt cache to keep what it writes for an hour.
+
+    Attributes:
+        before_start: Events that no message has begun for.
     """
 
-    __slots__ = ("_cast_to", "_feed", "_helper", "_sdk")
+    __slots__ = ("_beta", "_cast_to", "_feed", "_for_an_hour", "_helper", "_inputs", "_sdk", "before_start")
 
     def __init__(
-        self, sdk: AsyncAnthropic, response: httpx2.Response, *, beta: bool, output_format: Any = None
+        self,
+        sdk: AsyncAnthropic,
+        response: httpx2.Response,
+        *,
+        beta: bool,
+        output_format: Any = None,
+        for_an_hour: Callable[[], bool] = bool,
     ) -> None:
         self._sdk = sdk
+        self._beta = beta
+        self._for_an_hour = for_an_hour
         self._cast_to: Any = BetaRawMessageStreamEvent if beta else RawMessageStreamEvent
         self._feed = _Feed(response)
+        self._inputs = ToolInputs()
+        self.before_start: list[dict[str, object]] = []
         helper: Any = BetaMessageStream if beta else MessageStream
         self._helper = helper(
             raw_stream=self._feed, output_format=not_given if output_format is None else output_format
@@ -158,11 +173,35 @@ class Accumulator:
         Raises:
             Exception: What the SDK raises for an event that it can't understand.
         """
-        feed = self._feed
-        feed.events.append(
-            self._sdk._process_response_data(data=data, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
-        )
-        return list(iter(self._helper.__next__, _MARK))
+        kind, feed = data.get("type"), self._feed
+        taken = self._inputs.taken(_without_gaps(kind, data))
+        if taken is None:
+            return []
+        event: Any = self._sdk._process_response_data(data=taken, cast_to=self._cast_to, response=feed.response)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as the SDK's own stream does; a canary test watches it
+        snapshot = self.snapshot
+        if kind != "message_start" and snapshot is None:
+            self.before_start.append(data)
+            return [event]
+        if kind == "content_block_stop" and snapshot is not None:
+            self._inputs.mend(snapshot.content)
+        feed.events.append(event)
+        events = cast("list[AnyEvent]", list(iter(self._helper.__next__, _MARK)))
+        if kind == "message_delta" and snapshot is not None:
+            self._inputs.mend(snapshot.content, snapshot.stop_reason)
+            self._tell_how_long()
+        return events
+
+    def _tell_how_long(self) -> None:
+        """Complete what the usage tells of cache writes: the last event names them, but not for how long they are."""
+        usage: Any = getattr(self.snapshot, "usage", None)
+        written = getattr(usage, "cache_creation_input_tokens", None)
+        if not isinstance(written, int) or not self._for_an_hour():
+            return
+        if usage.cache_creation is None:
+            made = BetaCacheCreation if self._beta else CacheCreation
+            usage.cache_creation = made(ephemeral_1h_input_tokens=0, ephemeral_5m_input_tokens=0)
+        told = usage.cache_creation
+        told.ephemeral_1h_input_tokens = max(written - told.ephemeral_5m_input_tokens, told.ephemeral_1h_input_tokens)
 
     @property
     def snapshot(self) -> AnyMessage | None:
@@ -171,3 +210,14 @@ class Accumulator:
             return cast("AnyMessage", self._helper.current_message_snapshot)
         except AssertionError:
             return None
+
+
+def _without_gaps(kind: object, data: dict[str, object]) -> dict[str, object]:
+    """Return an event with what compatible servers leave out, and the SDK can't do without."""
+    if kind == "message_delta" and not isinstance(data.get("usage"), dict):
+        return {**data, "usage": {"output_tokens": 0}}
+    block = data.get("content_block")
+    name = _FIELD_OF_BLOCK.get(str(field_of(block, "type"))) if kind == "content_block_start" else None
+    if name is not None and field_of(block, name) is None:
+        return {**data, "content_block": {**cast("dict[str, object]", block), name: ""}}
+    return data

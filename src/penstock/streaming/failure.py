@@ -12,24 +12,17 @@ from typing import TYPE_CHECKING, Final, cast
 import anthropic
 import httpx2
 
-from penstock.errors import ClientClosed, StreamInterrupted
+from penstock._core.body.answer_errors import as_sdk_error
+from penstock.errors import ClientClosed, ResponseTooLarge, StreamInterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
-    from pydantic import BaseModel
 
     from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyMessage
 
 __all__ = ["ended_early", "error_of_event", "interruption"]
-
-# What is there from the start of a block on, and what says of whose making it is.
-_NO_CONTENT: Final = frozenset(
-    {"type", "id", "name", "signature", "citations", "caller", "toolset_name", "server_name"}
-)
 
 
 def error_of_event(text: str, response: httpx2.Response) -> anthropic.APIStatusError:
@@ -49,7 +42,7 @@ def ended_early(response: httpx2.Response) -> anthropic.APIConnectionError:
 
 
 def interruption(
-    cause: Exception, snapshot: AnyMessage | None, usage: Usage, *, response: httpx2.Response, told: bool
+    cause: Exception, snapshot: AnyMessage | None, usage: Usage, *, response: httpx2.Response, begun: bool
 ) -> Exception:
     """Return what is raised for a stream that broke off.
 
@@ -58,10 +51,10 @@ def interruption(
         snapshot: The message as far as it came; `None` if not even its start did.
         usage: What it used, as far as known.
         response: The answer.
-        told: Whether the caller has been given text.
+        begun: Whether content has come.
     """
-    if not told and (snapshot is None or not _has_content(snapshot)):
-        return _as_sdk_error(cause, response.request)
+    if not begun:
+        return as_sdk_error(cause, response.request)
     # Whoever keeps it must not take it for a whole answer.
     partial = snapshot and snapshot.model_copy(update={"stop_reason": None, "stop_sequence": None})
     error = StreamInterrupted(
@@ -75,21 +68,13 @@ def interruption(
     return error
 
 
-def _has_content(message: AnyMessage) -> bool:
-    return any(_is_content(block) for block in message.content)
-
-
-def _is_content(block: BaseModel) -> bool:
-    fields: Mapping[str, object] = block.model_dump(warnings=False)
-    return any(value for name, value in fields.items() if name not in _NO_CONTENT)
-
-
 # The first that matches holds.
 _TOLD: Final[tuple[tuple[type[Exception], str], ...]] = (
     (anthropic.APIStatusError, "the API broke the stream off ({type})"),
     (anthropic.APIConnectionError, "the stream ended without its last event"),
     (httpx2.TimeoutException, "the stream fell silent"),
     (httpx2.TransportError, "the connection broke off ({name})"),
+    (ResponseTooLarge, "the stream grew larger than any answer of the API"),
     (httpx2.StreamClosed, "the stream was closed"),
     (ClientClosed, "the client was closed while this stream was read,"),
 )
@@ -99,13 +84,3 @@ _NOT_UNDERSTOOD: Final = "the stream holds what can't be understood ({name})"
 def _what_happened(cause: Exception) -> str:
     told = next((told for of, told in _TOLD if isinstance(cause, of)), _NOT_UNDERSTOOD)
     return told.format(name=type(cause).__name__, type=getattr(cause, "type", None) or "error")
-
-
-def _as_sdk_error(cause: Exception, request: httpx2.Request) -> Exception:
-    """Return what the SDK raises for a transport that fails before it answers; other errors stay as they are."""
-    if not isinstance(cause, httpx2.TransportError):
-        return cause
-    kind = anthropic.APITimeoutError if isinstance(cause, httpx2.TimeoutException) else anthropic.APIConnectionError
-    error = kind(request=request)
-    error.__cause__ = cause
-    return error

@@ -10,15 +10,16 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
+from penstock._core.body.scanner import brings_content
+from penstock._core.body.sse import Splitter, data_of, decode, field_of, name_of
 from penstock._core.usage import Usage
 from penstock.errors import InvalidStream
 from penstock.streaming.failure import ended_early, error_of_event
-from penstock.streaming.split import Splitter, data_of, name_of, text_of
 
 if TYPE_CHECKING:
-    import httpx2
+    from collections.abc import Callable
 
-    from penstock.streaming.split import Raw
+    import httpx2
 
 __all__ = ["DELTA", "Inbox"]
 
@@ -31,25 +32,43 @@ class Inbox:
 
     Args:
         response: The answer that it is the body of.
+        for_an_hour: Tells whether the request asked the prompt cache to keep what it writes for an hour.
 
     Attributes:
         events: What was received and not yet taken, oldest last, for `pop`; more is received only when there is none.
         splitter: Cuts the bytes into events.
         over: Whether nothing more will come.
+        begun: Whether content has come.
         complete: Whether the last event has come.
         cause: What has ended the stream otherwise.
     """
 
-    __slots__ = ("_notes", "_response", "_stop_reason", "_usage", "cause", "complete", "events", "over", "splitter")
+    __slots__ = (
+        "_for_an_hour",
+        "_notes",
+        "_response",
+        "_started",
+        "_stop_reason",
+        "_usage",
+        "begun",
+        "cause",
+        "complete",
+        "events",
+        "over",
+        "splitter",
+    )
 
-    def __init__(self, response: httpx2.Response) -> None:
-        self.events: list[Raw] = []
+    def __init__(self, response: httpx2.Response, *, for_an_hour: Callable[[], bool] = bool) -> None:
+        self.events: list[bytes] = []
         self.splitter = Splitter()
         self.over = False
+        self.begun = False
         self.complete = False
         self.cause: Exception | None = None
         self._response = response
-        self._notes: list[Raw] = []
+        self._notes: list[bytes] = []
+        self._for_an_hour = for_an_hour
+        self._started = False
         self._usage = Usage()
         self._stop_reason: str | None = None
 
@@ -73,7 +92,7 @@ class Inbox:
         events = self.events
         try:
             for raw in self.splitter.finish() if chunk is None else self.splitter.feed(chunk):
-                if isinstance(raw, bytes) and raw.startswith(DELTA):
+                if self.begun and raw.startswith(DELTA):
                     events.append(raw)
                     continue
                 self._receive_other(raw)
@@ -92,18 +111,26 @@ class Inbox:
             self.cause = cause
         self.over = True
 
-    def _receive_other(self, raw: Raw) -> None:
+    def _receive_other(self, raw: bytes) -> None:
         name = name_of(raw)
-        if name == "message":
-            # Without a name, the SDK skips an event; some proxies drop the names, but the data has them too.
-            name = _type_in(raw)
         if name == "error":
-            self.end(error_of_event(text_of(raw), self._response))
+            event = decode(raw)
+            self.end(error_of_event("" if event is None else event.data, self._response))
         elif name not in {"ping", ""}:
-            self.complete = self.complete or name == "message_stop"
+            # One that can't be decoded ends it here, as it does for a scanner.
+            self.begun = self.begun or brings_content(name, data_of(raw))
             if name in {"message_start", "message_delta"}:
                 self._notes.append(raw)
             self.events.append(raw)
+            self._started = self._started or name == "message_start"
+            if name == "message_stop":
+                self._end_whole()
+
+    def _end_whole(self) -> None:
+        if self._started:
+            self.complete = self.over = True
+        else:
+            self.end(InvalidStream("it does not begin with message_start", position=0))
 
     def _take_notes(self) -> None:
         notes, self._notes = self._notes, []
@@ -111,19 +138,9 @@ class Inbox:
             # One that can't be decoded is told of where it is taken.
             with contextlib.suppress(InvalidStream):
                 data = data_of(raw)
-                usage = _field(data, "usage") or _field(_field(data, "message"), "usage")
+                usage = field_of(data, "usage") or field_of(field_of(data, "message"), "usage")
                 if isinstance(usage, Mapping):
-                    self._usage = self._usage.updated(cast("Mapping[str, object]", usage))
-                reason = _field(_field(data, "delta"), "stop_reason")
+                    counts = cast("Mapping[str, object]", usage)
+                    self._usage = self._usage.updated(counts, for_an_hour=self._for_an_hour)
+                reason = field_of(field_of(data, "delta"), "stop_reason")
                 self._stop_reason = reason if isinstance(reason, str) else self._stop_reason
-
-
-def _type_in(raw: Raw) -> str:
-    with contextlib.suppress(InvalidStream):
-        kind = _field(data_of(raw), "type")
-        return kind if isinstance(kind, str) else ""
-    return ""
-
-
-def _field(value: object, name: str) -> object:
-    return cast("Mapping[str, object]", value).get(name) if isinstance(value, Mapping) else None

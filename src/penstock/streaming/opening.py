@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import anthropic
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
+from penstock._core.body.aws import AWS_STREAM
+from penstock._core.usage import writes_for_an_hour
 from penstock.streaming.source import DrainedSource, Source, as_sse
 from penstock.streaming.stream import Stream
 
@@ -87,7 +90,14 @@ class StreamManager:
         answer = await messages.with_streaming_response.create(**self._params, stream=True).__aenter__()
         response: httpx2.Response = answer.http_response
         source = self._source(response, as_sse(await answer.parse()) if _is_foreign(response) else None)
-        self._stream = Stream(self._sdk, response, source, beta=self._beta, output_format=self._output_format)
+        self._stream = Stream(
+            self._sdk,
+            response,
+            source,
+            beta=self._beta,
+            output_format=self._output_format,
+            for_an_hour=partial(writes_for_an_hour, self._params),
+        )
         return self._stream
 
     async def __aexit__(
@@ -177,4 +187,4 @@ def _is_given(value: object) -> bool:
 
 def _is_foreign(response: httpx2.Response) -> bool:
     """Whether an answer streams in the format of Bedrock's older interface, which the SDK decodes."""
-    return response.headers.get("content-type", "").startswith("application/vnd.amazon.eventstream")
+    return response.headers.get("content-type", "").strip().lower().startswith(AWS_STREAM)

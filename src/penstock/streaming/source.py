@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections import deque
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Final, cast
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 import anyio
 import httpx2
 
+from penstock._core.body.body import read_out
 from penstock._core.failure import Failure, FailureKind
 
 if TYPE_CHECKING:
@@ -43,7 +45,19 @@ class Source:
         closed: Whether it was closed.
     """
 
-    __slots__ = ("_cancelling", "_chunks", "_http", "_idle_s", "_loop", "_reader", "_since", "_timer", "_why", "closed")
+    __slots__ = (
+        "__weakref__",
+        "_cancelling",
+        "_chunks",
+        "_http",
+        "_idle_s",
+        "_loop",
+        "_reader",
+        "_since",
+        "_timer",
+        "_why",
+        "closed",
+    )
 
     def __init__(
         self,
@@ -101,7 +115,18 @@ class Source:
     def _wait_from_now(self) -> None:
         self._since = self._loop.time()
         if self._timer is None and self._idle_s is not None:
-            self._timer = self._loop.call_later(self._idle_s, self._look)
+            self._look_at(self._since + self._idle_s)
+
+    def _look_at(self, when: float) -> None:
+        # Weakly: the timer of a stream that was dropped must not keep it open.
+        this: weakref.ref[Source] = weakref.ref(self)
+        self._timer = self._loop.call_at(when, _look, this)
+
+    async def finish(self) -> None:
+        """Close the body after the last event; its connection has a moment to end by itself, and be used again."""
+        if not self.closed and self._why is None:
+            await read_out(self._chunks)
+        await self.close()
 
     async def close(self) -> None:
         """Close the body; a read that waits in another task finds itself at the end."""
@@ -126,14 +151,14 @@ class Source:
         finally:
             await close_generator(self._chunks)
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """See whether a reader has waited too long; the timer runs on only while one waits."""
         self._timer = None
         if self._reader is None or self._idle_s is None:
             return
         due = self._since + self._idle_s
         if due - self._loop.time() > _EARLY_S:
-            self._timer = self._loop.call_at(due, self._look)
+            self._look_at(due)
             return
         attempt: Attempt | None = self._http.extensions.get("penstock_attempt")
         if attempt is not None and attempt.failure is None:
@@ -147,6 +172,12 @@ class Source:
         if task is not None:
             self._cancelling = task.cancelling()
             task.cancel()
+
+
+def _look(source: weakref.ref[Source]) -> None:
+    found = source()
+    if found is not None:
+        found.look()
 
 
 class DrainedSource(Source):
@@ -213,6 +244,10 @@ class DrainedSource(Source):
         if self._why is not None:
             raise self._why
         return None
+
+    async def finish(self) -> None:
+        """Leave the body to the background, which reads it to its end in any case."""
+        await self.abandon()
 
     async def abandon(self) -> None:
         """Leave the rest to be read in the background, for a time."""

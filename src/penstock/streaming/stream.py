@@ -15,26 +15,40 @@ import httpx2
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from penstock._core.body.answer_errors import as_sdk_error
+from penstock._core.body.sse import data_of
 from penstock.errors import InvalidStream
+from penstock.messages.blocks import mended
 from penstock.streaming.accumulate import Accumulator, Run, merged, run_of
 from penstock.streaming.failure import interruption
 from penstock.streaming.inbox import DELTA, Inbox
 from penstock.streaming.source import close_generator
-from penstock.streaming.split import data_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     from anthropic import AsyncAnthropic
 
     from penstock._core.usage import Usage
     from penstock.streaming.accumulate import AnyEvent, AnyMessage
     from penstock.streaming.source import Source
-    from penstock.streaming.split import Raw
 
 __all__ = ["Stream"]
 
 _TEXT: Final = b'"text_delta"'
+_NO_START: Final[dict[str, object]] = {
+    "type": "message_start",
+    "message": {
+        "id": "",
+        "type": "message",
+        "role": "assistant",
+        "model": "",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+    },
+}
 _PREFIX: Final = len(DELTA)
 
 
@@ -55,6 +69,7 @@ class Stream:
     __slots__ = (
         "_accumulator",
         "_failure",
+        "_half",
         "_inbox",
         "_make_accumulator",
         "_passed",
@@ -62,21 +77,29 @@ class Stream:
         "_run",
         "_source",
         "_text_stream",
-        "_told",
         "_yielded",
     )
 
     def __init__(
-        self, sdk: AsyncAnthropic, response: httpx2.Response, source: Source, *, beta: bool, output_format: Any = None
+        self,
+        sdk: AsyncAnthropic,
+        response: httpx2.Response,
+        source: Source,
+        *,
+        beta: bool,
+        output_format: Any = None,
+        for_an_hour: Callable[[], bool] = bool,
     ) -> None:
         self._response = response
         self._source = source
-        self._inbox = Inbox(response)
-        self._make_accumulator = partial(Accumulator, sdk, response, beta=beta, output_format=output_format)
+        self._inbox = Inbox(response, for_an_hour=for_an_hour)
+        self._make_accumulator = partial(
+            Accumulator, sdk, response, beta=beta, output_format=output_format, for_an_hour=for_an_hour
+        )
         self._accumulator: Accumulator | None = None
-        self._passed: list[Raw | Run] = []
+        self._passed: list[bytes | Run] = []
         self._run: Run | None = None
-        self._told = False
+        self._half = ""
         # The next one last.
         self._yielded: list[AnyEvent] = []
         self._text_stream: AsyncGenerator[str, None] | None = None
@@ -132,9 +155,12 @@ class Stream:
 
         Raises:
             RuntimeError: Its start has not been read yet.
+            StreamInterrupted: It has no start.
         """
         self._catch_up()
         snapshot = self._accumulated.snapshot
+        if snapshot is None and self._inbox.begun:
+            self._break(InvalidStream("it does not begin with message_start", position=0))
         if snapshot is None:
             raise RuntimeError("nothing of the message has been read yet")
         return snapshot
@@ -161,6 +187,9 @@ class Stream:
                     yield text
             if inbox.over or not inbox.splitter.clean:
                 if not await self._more():
+                    if self._half:
+                        self._half = ""
+                        yield "\ufffd"
                     return
                 continue
             # The hot path: while an answer is being written, a chunk is one delta of text.
@@ -240,7 +269,9 @@ class Stream:
             except Exception as error:  # noqa: BLE001 - told after what came before it
                 inbox.end(error)
             anything = False
-        if inbox.over:
+        if inbox.complete:
+            await self._source.finish()
+        elif inbox.over:
             await self._source.close()
         if inbox.events:
             return True
@@ -250,18 +281,16 @@ class Stream:
 
     # Passing
 
-    def _pass(self, raw: Raw) -> str | None:
+    def _pass(self, raw: bytes) -> str | None:
         """Move the cursor past an event; returns its text if it is a delta of text.
 
         Raises:
             InvalidStream: It seemed to be one, but can't be decoded.
         """
-        if isinstance(raw, bytes):
-            if _TEXT not in raw:
-                return self._pass_other(raw)
-            text = self._pass_usual(raw) if raw.startswith(DELTA) else None
-            return self._pass_unusual(raw) if text is None else text
-        return self._pass_unusual(raw) if _TEXT.decode() in raw.data else self._pass_other(raw)
+        if _TEXT not in raw:
+            return self._pass_other(raw)
+        text = self._pass_usual(raw) if raw.startswith(DELTA) else None
+        return self._pass_unusual(raw) if text is None else text
 
     def _pass_chunk(self, chunk: bytes | None) -> str | None:
         """Move the cursor past a chunk that is one whole delta of text; `None` if it isn't."""
@@ -271,7 +300,9 @@ class Stream:
             return None
         text = self._pass_usual(chunk)
         if text is not None:
-            self._inbox.splitter.position += len(chunk)
+            inbox = self._inbox
+            inbox.splitter.skip(chunk)
+            inbox.begun = inbox.begun or bool(text)
         return text
 
     def _pass_usual(self, raw: bytes) -> str | None:
@@ -286,7 +317,7 @@ class Stream:
         except (ValueError, LookupError, TypeError):
             return None
         self._run_for(index).append(text)
-        return text
+        return self._whole(text) if self._half else text
 
     def _run_for(self, index: object) -> list[str]:
         """Return where the text of a block is kept."""
@@ -296,15 +327,23 @@ class Stream:
             self._passed.append(run)
         return run.parts
 
-    def _pass_unusual(self, raw: Raw) -> str | None:
+    def _pass_unusual(self, raw: bytes) -> str | None:
         data = data_of(raw)
         run = None if data is None else run_of(data)
-        if run is not None and run.kind == "text_delta":
-            self._run_for(run.index).append(run.parts[0])
-            return run.parts[0]
-        return self._pass_other(raw)
+        if run is None or run.kind != "text_delta":
+            return self._pass_other(raw)
+        text = run.parts[0]
+        self._run_for(run.index).append(text)
+        return self._whole(text)
 
-    def _pass_other(self, raw: Raw) -> str | None:
+    def _whole(self, text: str) -> str:
+        """Return text that can be sent: half a character at its end is kept until the other half comes."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return mended(text)
+
+    def _pass_other(self, raw: bytes) -> str | None:
         self._passed.append(raw)
         self._run = None
         return None
@@ -322,12 +361,11 @@ class Stream:
         if self._passed:
             self._accumulate(self._take_passed(), None)
 
-    def _take_passed(self) -> list[Raw | Run]:
+    def _take_passed(self) -> list[bytes | Run]:
         passed, self._passed, self._run = self._passed, [], None
-        self._told = self._told or any(isinstance(event, Run) and any(event.parts) for event in passed)
         return passed
 
-    def _accumulate(self, events: Iterable[Raw | Run], yielded: list[AnyEvent] | None) -> None:
+    def _accumulate(self, events: Iterable[bytes | Run], yielded: list[AnyEvent] | None) -> None:
         accumulator = self._accumulated
         try:
             for data in merged(events):
@@ -347,7 +385,7 @@ class Stream:
         """Fail because of an event that can't be understood."""
         inbox = self._inbox
         inbox.over = True
-        inbox.cause = inbox.cause or cause
+        inbox.cause = inbox.cause or as_sdk_error(cause, self._response.request)
         inbox.events.clear()
         raise self._failure_for(inbox.cause)
 
@@ -367,5 +405,10 @@ class Stream:
         with contextlib.suppress(Exception):
             for data in merged(passed):
                 accumulator.feed(data)
+        with contextlib.suppress(Exception):
+            if accumulator.before_start and self._inbox.begun:
+                # Its start is missing: what came is told all the same.
+                for data in (_NO_START, *accumulator.before_start):
+                    accumulator.feed(data)
         usage = replace(self.usage, estimated=True)
-        return interruption(cause, accumulator.snapshot, usage, response=self._response, told=self._told)
+        return interruption(cause, accumulator.snapshot, usage, response=self._response, begun=self._inbox.begun)

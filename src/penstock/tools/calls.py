@@ -17,6 +17,7 @@ import anyio.to_thread
 from anthropic.lib.tools import ToolError
 from anyio.lowlevel import RunVar
 
+from penstock.messages.blocks import NO_JSON, is_wrapped
 from penstock.tools.content import Result, failed, failure_of, result_of
 from penstock.tools.definition import InvalidArguments
 from penstock.tools.events import Allow, Answer, Deny, ToolCall, ToolDenied, ToolFinished, ToolStarted
@@ -91,6 +92,9 @@ class Calls:
         tool = self._tools.find(call)
         if tool is None:
             self._finish(call, failed(f"there is no tool named {call.name[:128]!r}"), state)
+            return
+        if is_wrapped(call.input):
+            self._finish(call, failed(NO_JSON), state)
             return
         decided = await self._decide(tool, call)
         if isinstance(decided, Deny):

@@ -6,59 +6,20 @@ The rule here: every reply is counted, also one that broke off; a price is looke
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import Decimal
-from functools import partial
 from typing import TYPE_CHECKING
 
-from penstock._core.usage import NOTHING, Usage
-from penstock.costs.prices import cost, price_of
 from penstock.errors import UnknownPrice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from decimal import Decimal
 
-    from anthropic.types import Message, MessageParam
-    from anthropic.types.beta import BetaMessage
+    from anthropic.types import MessageParam
 
+    from penstock._core.usage import Usage
+    from penstock.costs.spending import Spending
     from penstock.streaming.accumulate import AnyMessage
 
-__all__ = ["Bill", "ToolRun"]
-
-
-class Bill:
-    """The sum of what the replies used."""
-
-    __slots__ = ("_spent_usd", "_to_price", "usage")
-
-    def __init__(self) -> None:
-        self.usage = NOTHING
-        self._spent_usd = Decimal(0)
-        self._to_price: list[Callable[[], Decimal]] = []
-
-    def __repr__(self) -> str:
-        return f"<Bill of {self.usage.total_tokens} tokens>"
-
-    def add(self, message: Message | BetaMessage) -> None:
-        """Count a reply."""
-        self.usage += Usage.from_message(message)
-        self._to_price.append(partial(cost, message))
-
-    def add_broken(self, usage: Usage, model: str) -> None:
-        """Count a reply that broke off."""
-        self.usage += usage
-        self._to_price.append(partial(price_of, usage, model))
-
-    @property
-    def cost_usd(self) -> Decimal:
-        """What they cost.
-
-        Raises:
-            UnknownPrice: No price is known for a model.
-        """
-        while self._to_price:
-            self._spent_usd += self._to_price[-1]()
-            self._to_price.pop()
-        return self._spent_usd
+__all__ = ["ToolRun"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +40,15 @@ class ToolRun:
     iterations: int
     tool_calls: int
     usage: Usage = field(repr=False)
-    _bill: Bill = field(repr=False, compare=False)
+    _spending: Spending = field(repr=False, compare=False)
+
+    @property
+    def container(self) -> str | None:
+        """Id of the container of code execution that the transcript goes on in; `None` if there is none.
+
+        The transcript knows it as long as it is not copied; else give it along, `container=run.container`.
+        """
+        return getattr(self.transcript, "container", None)
 
     @property
     def text(self) -> str:
@@ -90,6 +59,6 @@ class ToolRun:
     def cost_usd(self) -> Decimal | None:
         """What all replies cost, in USD; `None` where no price is known for the model."""
         try:
-            return self._bill.cost_usd
+            return self._spending.cost_usd
         except UnknownPrice:
             return None

@@ -1,7 +1,7 @@
 """One run of the tool loop: doing what its state decides, asking the model, running calls; as one call, `run_tools`.
 
 The rule here: one request at a time, streamed, and over before any tool runs. Only replies whose text nobody has seen
-are asked for again when they break off.
+are asked for again when they break off; what came whole but can't be understood is not.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 
 from penstock._core.context import labels
+from penstock._core.options import given
 from penstock._core.usage import Usage
-from penstock.costs.prices import price_of
+from penstock.costs.prices import billed_to_user_profile, price_of
 from penstock.errors import StreamInterrupted
+from penstock.messages.blocks import ids_of, whole
+from penstock.messages.history import check_can_be_sent, check_roles, container_param, told_of_halves
 from penstock.streaming.opening import stream
 from penstock.tools.calls import Calls
 from penstock.tools.events import Finished, IterationStarted, MessageFinished, TextDelta
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
 
+    from penstock.messages.blocks import Turn
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.events import Approve, Emit, ToolEvent
     from penstock.tools.outcome import ToolRun
@@ -66,14 +70,20 @@ class Drive:
         for name, instead in _NOT_OURS.items():
             if name in params:
                 raise TypeError(f"{name!r} is no parameter of a tool loop: {instead}")
+        params = given(params)
         own = {name: value for name, value in params.items() if name in ToolOptions.model_fields}
         self._options = ToolOptions.model_validate(own)
         self._params = {name: value for name, value in params.items() if name not in own}
+        if billed_to_user_profile(self._params):
+            self._options = self._options.model_copy(update={"max_cost_usd": None})
         self._tools = tools if isinstance(tools, Tools) else Tools(tools)
         self._approve = approve
         self._check_approval()
         self._sdk = sdk
         self._state = LoopState(prompt, self._tools, self._options)
+        turns, model = self._state.transcript.turns, str(self._params.get("model"))
+        check_roles(turns, model)
+        check_can_be_sent(turns, model)
 
     def __repr__(self) -> str:
         return f"<Drive of {self._params.get('model')!r}, {self._state!r}>"
@@ -130,16 +140,16 @@ class Drive:
         left = 0 if emit else _ASKED_AGAIN
         while True:
             try:
-                return await self._reply(step, emit)
+                return whole(await self._reply(step, emit), _calls_before(step.turns))
             except StreamInterrupted as error:
-                if left == 0:
+                if left == 0 or not error.was_cut:
                     raise
                 left -= 1
                 self._state.broke_off(error.usage, str(self._params.get("model")))
 
     async def _reply(self, step: Ask, emit: Emit | None) -> AnyMessage:
         params = self._params_of(step)
-        with labels(tool_iteration=str(step.iteration)):
+        with told_of_halves("messages"), labels(tool_iteration=str(step.iteration)):
             async with stream(self._sdk, messages=step.messages, **params) as answer:
                 if emit is not None:
                     async for text in answer.text_stream:
@@ -153,9 +163,8 @@ class Drive:
         choice = params.get("tool_choice")
         if step.iteration > 1 and isinstance(choice, dict):
             params["tool_choice"] = _no_longer_forced(cast("dict[str, Any]", choice))
-        if self._state.container is not None:
-            params.setdefault("container", self._state.container)
-        return params
+        container = container_param(params.get("container"), self._state.transcript.container)
+        return params if container is None else {**params, "container": container}
 
     def _check_approval(self) -> None:
         if self._approve is not None and not callable(cast("object", self._approve)):
@@ -163,6 +172,11 @@ class Drive:
         unasked = [tool.name for tool in self._tools.runnable if tool.needs_approval]
         if unasked and self._approve is None:
             raise TypeError(f"tool {unasked[0]!r} needs approval: give the loop a hook, approve=…")
+
+
+def _calls_before(turns: tuple[Turn, ...]) -> list[str]:
+    """Ids of calls in the turn that a reply goes on with."""
+    return ids_of(turns[-1].content, "tool_use") if turns[-1].role == "assistant" else []
 
 
 def _no_longer_forced(choice: dict[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
 from penstock._core.options import Options
+from penstock._core.usage import Usage
+from penstock.costs.spending import Spending
 from penstock.errors import ToolLoopLimit, UnknownTool
-from penstock.tools.outcome import Bill, ToolRun
+from penstock.tools.outcome import ToolRun
 from penstock.tools.transcript import Prompt, Transcript
 
 if TYPE_CHECKING:
-    from penstock._core.usage import Usage
+    from anthropic.types import MessageParam
+
+    from penstock.messages.blocks import Turn
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.content import Result
     from penstock.tools.events import ToolCall
@@ -40,7 +44,8 @@ class ToolOptions(Options):
         max_iterations: Replies of the model, 1 or more.
         max_tool_calls: Calls of tools together, 0 or more; `None` for no bound.
         max_total_tokens: Input and output tokens of all replies together, 1 or more; `None` for no bound.
-        max_cost_usd: What all replies together may cost, above 0; `None` for no bound.
+        max_cost_usd: What all replies together may cost, above 0; `None` for no bound. It bounds nothing where a user
+            profile pays (`billing_policy`).
         max_seconds: From the start, replies, tools and approvals together, above 0; `None` for no bound.
         max_identical_turns: Turns one after the other with the same calls and the same results, 2 or more; `None` for
             no bound.
@@ -74,7 +79,12 @@ class Ask:
     """Ask the model for its next reply."""
 
     iteration: int
-    messages: list[dict[str, Any]]
+    turns: tuple[Turn, ...]
+
+    @property
+    def messages(self) -> list[MessageParam]:
+        """What is sent."""
+        return [turn.param() for turn in self.turns]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,27 +115,25 @@ class LoopState:
     """Where a tool loop stands.
 
     Args:
-        prompt: As for `run_tools`.
+        prompt: As for `run_tools`; or checked turns.
         tools: What the model is offered.
         options: How far it may go.
 
     Attributes:
         transcript: The messages.
-        bill: What the replies used.
+        spending: What the replies used.
         iterations: Replies so far.
         tool_calls: Calls answered so far.
-        container: Where code that the model ran on the server goes on; `None` if it ran none.
 
     Raises:
         InvalidHistory: A message of the prompt is not what the API takes.
     """
 
-    def __init__(self, prompt: Prompt, tools: Tools, options: ToolOptions) -> None:
+    def __init__(self, prompt: Prompt | tuple[Turn, ...], tools: Tools, options: ToolOptions) -> None:
         self.transcript = Transcript(prompt)
-        self.bill = Bill()
+        self.spending = Spending()
         self.iterations = 0
         self.tool_calls = 0
-        self.container: str | None = None
         self._tools = tools
         self._options = options
         self._began = 0.0
@@ -148,9 +156,9 @@ class LoopState:
         """Note a reply."""
         reason = message.stop_reason
         self.iterations += 1
-        self.bill.add(message)
+        self.spending.add(message.model, Usage.from_message(message), message)
         if message.container is not None:
-            self.container = message.container.id
+            self.transcript.container = message.container.id
         if reason != "refusal":
             self.transcript.add_reply(message.content)
         self._runs_calls = reason == "tool_use"
@@ -161,7 +169,7 @@ class LoopState:
 
     def broke_off(self, usage: Usage, model: str) -> None:
         """Note a reply that is asked for again."""
-        self.bill.add_broken(usage, model)
+        self.spending.add(model, usage)
 
     def answered(self, call: ToolCall, result: Result) -> None:
         """Note the result of a call."""
@@ -185,13 +193,13 @@ class LoopState:
         if reached is None and self._runs_calls:
             reached = self._close_turn()
         return (
-            self.stopped(reached) if reached else Ask(iteration=self.iterations + 1, messages=self.transcript.to_send)
+            self.stopped(reached) if reached else Ask(iteration=self.iterations + 1, turns=tuple(self.transcript.turns))
         )
 
     def stopped(self, limit: str) -> Stop:
         """Return how it ends at a bound."""
         self.transcript.not_run = f"Not run: the tool loop reached {limit}."
-        return Stop(error=ToolLoopLimit(limit, transcript=list(self.transcript.valid)))
+        return Stop(error=ToolLoopLimit(limit, transcript=self.transcript.valid))
 
     def out_of_time(self) -> Stop:
         """Return how it ends when its time is over while something is under way."""
@@ -211,9 +219,9 @@ class LoopState:
         options = self._options
         if self.iterations >= options.max_iterations:
             return f"max_iterations={options.max_iterations}"
-        if options.max_total_tokens is not None and self.bill.usage.total_tokens >= options.max_total_tokens:
+        if options.max_total_tokens is not None and self.spending.usage.total_tokens >= options.max_total_tokens:
             return f"max_total_tokens={options.max_total_tokens}"
-        if options.max_cost_usd is not None and self.bill.cost_usd >= options.max_cost_usd:
+        if options.max_cost_usd is not None and self.spending.cost_usd >= options.max_cost_usd:
             return f"max_cost_usd={options.max_cost_usd}"
         if options.max_seconds is not None and now - self._began >= options.max_seconds:
             return f"max_seconds={options.max_seconds:g}"
@@ -230,7 +238,7 @@ class LoopState:
         if unknown is None:
             return None
         self.transcript.not_run = "Not run: one of the tools called in this turn does not exist."
-        return Stop(error=UnknownTool(unknown.name, transcript=list(self.transcript.valid)))
+        return Stop(error=UnknownTool(unknown.name, transcript=self.transcript.valid))
 
     def _run(self, message: AnyMessage) -> ToolRun:
         return ToolRun(
@@ -238,6 +246,6 @@ class LoopState:
             transcript=self.transcript.valid,
             iterations=self.iterations,
             tool_calls=self.tool_calls,
-            usage=self.bill.usage,
-            _bill=self.bill,
+            usage=self.spending.usage,
+            _spending=self.spending,
         )

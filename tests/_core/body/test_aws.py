@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock._core.body import aws
-from penstock._core.body.aws import AWS_STREAM, AWSStreamScanner, scanner_of
-from penstock._core.body.scan import StreamScanner
+from penstock._core.body.aws import AWSScanner, can_decode_aws
 from penstock._core.failure import FailureKind
 
 START = {"type": "message_start", "message": {"usage": {"input_tokens": 12, "output_tokens": 1}}}
@@ -43,9 +42,9 @@ def chunk(event: object) -> bytes:
     return frame(json.dumps({"bytes": encoded, "p": "abc"}).encode(), event_type="chunk")
 
 
-def scanned(*parts: bytes) -> AWSStreamScanner:
+def scanned(*parts: bytes) -> AWSScanner:
     """A scanner that has seen everything."""
-    scanner = AWSStreamScanner()
+    scanner = AWSScanner()
     for part in parts:
         scanner.see(part)
     scanner.finish()
@@ -59,17 +58,17 @@ def test_a_stream_tells_its_usage_however_it_is_cut(size: int) -> None:
     scanner = scanned(*(body[at : at + size] for at in range(0, len(body), size)))
     assert scanner.usage is not None
     assert (scanner.usage.input_tokens, scanner.usage.output_tokens) == (12, 9)
-    assert (scanner.stop_reason, scanner.has_content, scanner.complete) == ("end_turn", True, True)
+    assert (scanner.stop_reason, scanner.begun, scanner.complete) == ("end_turn", True, True)
     assert scanner.failure is None
 
 
 def test_content_is_seen_when_it_comes() -> None:
     """A start and a signature are none."""
-    scanner = AWSStreamScanner()
+    scanner = AWSScanner()
     seen = []
     for event in (START, SIGNATURE, TEXT, SIGNATURE):
         scanner.see(chunk(event))
-        seen.append(scanner.has_content)
+        seen.append(scanner.begun)
     assert seen == [False, False, True, True]
 
 
@@ -99,9 +98,10 @@ def test_an_exception_frame_is_a_failure(name: str, kind: FailureKind) -> None:
         {"message_type": "exception", "exception_type": name},
         {"message_type": "error", "error_code": name},
     ):
-        failure = scanned(chunk(START), frame(payload, **headers)).failure
-        assert failure is not None
-        assert failure.kind is kind
+        scanner = scanned(chunk(START), frame(payload, **headers))
+        assert scanner.failure is not None
+        assert scanner.failure.kind is kind
+        assert (scanner.begun, scanner.unheard) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_exception_frame_is_a_failure(name: str, kind: FailureKind) -> None:
     ],
 )
 def test_what_cannot_be_understood_is_left_unknown(body: bytes) -> None:
-    """Nothing raises, and what came before stays known."""
+    """Nothing raises, what came before stays known, and damage is left to the reader."""
     scanner = scanned(chunk(START), body, chunk(END))
     assert scanner.usage is not None
     assert scanner.usage.output_tokens in {1, 9}
@@ -134,20 +134,42 @@ def test_any_bytes_are_survived(body: bytes) -> None:
     assert not scanned(body).complete
 
 
-def test_a_scanner_is_chosen_by_content_type() -> None:
-    """Frames for Bedrock, server-sent events else."""
-    assert type(scanner_of(AWS_STREAM)) is AWSStreamScanner
-    assert type(scanner_of("text/event-stream; charset=utf-8")) is StreamScanner
+def test_more_cache_writes_are_kept_as_long_as_the_request_asked() -> None:
+    """As in a stream of server-sent events."""
+    scanner = AWSScanner(writes_for_an_hour=lambda: True)
+    scanner.see(chunk(START))
+    scanner.see(chunk({"type": "message_delta", "usage": {"cache_creation_input_tokens": 30}}))
+    assert scanner.usage is not None
+    assert scanner.usage.cache_creation_1h_input_tokens == 30
+
+
+def test_an_error_event_in_a_frame_is_a_failure() -> None:
+    """The API's own error, in the wrapping of an event; the SDK hears it."""
+    scanner = scanned(chunk(START), chunk({"type": "error", "error": {"type": "overloaded_error"}}))
+    assert scanner.failure is not None
+    assert scanner.failure.kind is FailureKind.OVERLOADED
+    assert not scanner.unheard
+
+
+@pytest.mark.parametrize("last", [chunk(STOP), frame(b"{}", message_type="exception", exception_type="x")])
+def test_what_comes_after_the_end_changes_nothing(last: bytes) -> None:
+    """In the same bytes or later ones."""
+    later = {"type": "message_delta", "usage": {"output_tokens": 99}}
+    for parts in ((chunk(START), last + chunk(later)), (chunk(START), last, chunk(later))):
+        scanner = scanned(*parts)
+        assert scanner.over
+        assert scanner.usage is not None
+        assert scanner.usage.output_tokens == 1
 
 
 def test_without_botocore_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no dependency: where it is missing, frames go by unseen."""
+    """It is no dependency: where it is missing, frames can't be decoded."""
+    assert can_decode_aws()
     imported: dict[str, Any] = {"botocore.eventstream": None}
     for name, module in imported.items():
         monkeypatch.setitem(sys.modules, name, module)
     aws._botocore.cache_clear()
     try:
-        assert scanner_of(AWS_STREAM) is None
-        assert type(scanner_of("text/event-stream")) is StreamScanner
+        assert not can_decode_aws()
     finally:
         aws._botocore.cache_clear()

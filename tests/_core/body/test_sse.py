@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anthropic._streaming import SSEDecoder as SdkDecoder
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock._core.body.sse import ServerSentEvent, SSEDecoder, two_lines
+from penstock._core.body import sse
+from penstock._core.body.sse import ServerSentEvent, Splitter, data_of, decode, field_of, kind_of, name_of
 from penstock.errors import InvalidStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import re
+    from collections.abc import Callable, Iterable, Iterator
 
 BOM = b"\xef\xbb\xbf"
 GOOD = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -78,18 +81,21 @@ def _cut(body: bytes, places: Iterable[int]) -> Iterator[bytes]:
     return (body[start:end] for start, end in pairwise(ends))
 
 
-def _decode(chunks: Iterable[bytes], decoder: SSEDecoder | None = None) -> tuple[list[tuple[str, str, int]], object]:
-    """Everything that a decoder makes of chunks: the events with their positions, and the error that ended them."""
-    decoder = decoder or SSEDecoder()
-    events: list[ServerSentEvent] = []
+def _decode(chunks: Iterable[bytes], splitter: Splitter | None = None) -> tuple[list[tuple[str, str, int]], object]:
+    """Everything that a reader makes of chunks: the events with their positions, and the error that ended them."""
+    splitter = splitter or Splitter()
+    events: list[tuple[str, str, int]] = []
     error: object = None
+    cuts: list[Callable[[], list[bytes]]] = [*(partial(splitter.feed, chunk) for chunk in chunks), splitter.finish]
     try:
-        for chunk in chunks:
-            events += decoder.feed(chunk)
-        events += decoder.finish()
+        for cut in cuts:
+            raws = cut()
+            for raw, start in zip(raws, splitter.starts, strict=True):
+                event = decode(raw, start)
+                events += [] if event is None else [(event.name, event.data, event.position)]
     except InvalidStream as failure:
         error = (failure.reason, failure.position)
-    return [(event.name, event.data, event.position) for event in events], error
+    return events, error
 
 
 def _names_and_data(chunks: Iterable[bytes]) -> list[tuple[str, str]]:
@@ -115,9 +121,17 @@ def test_what_was_sent_is_what_is_decoded(
 @example(b"data: a\r\n\r\ndata: b\r\n\r\n", [8, 9, 10, 11], 1 << 20)
 def test_how_bytes_are_cut_never_shows(body: bytes, places: list[int], limit: int) -> None:
     """Any bytes give the same events, positions and error whether they come at once, in pieces or one by one."""
-    whole = _decode([body], SSEDecoder(max_event_bytes=limit))
-    assert _decode(_cut(body, places), SSEDecoder(max_event_bytes=limit)) == whole
-    assert _decode(_cut(body, range(len(body))), SSEDecoder(max_event_bytes=limit)) == whole
+    whole = _decode([body], Splitter(max_event_bytes=limit))
+    assert _decode(_cut(body, places), Splitter(max_event_bytes=limit)) == whole
+    assert _decode(_cut(body, range(len(body))), Splitter(max_event_bytes=limit)) == whole
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_raw_events_hold_nothing_of_their_blank_line(newline: bytes) -> None:
+    """However it is cut: a line end that comes in two chunks is one."""
+    body, raw = GOOD.replace(b"\n", newline), GOOD[:-2].replace(b"\n", newline)
+    splitter = Splitter()
+    assert [raw for at in range(2 * len(body)) for raw in splitter.feed((body * 2)[at : at + 1])] == [raw, raw]
 
 
 @given(st.lists(_sent_events(), max_size=5), st.sampled_from(["\n", "\r", "\r\n"]), CUTS)
@@ -154,74 +168,102 @@ def test_corners_of_the_grammar(body: bytes, expected: list[tuple[str, str]]) ->
 
 def test_an_event_ended_by_carriage_returns_is_delivered_at_once() -> None:
     """An event isn't held back to see whether a line feed follows its last carriage return."""
-    decoder = SSEDecoder()
-    assert decoder.feed(b"data: a\r\n\r") == [ServerSentEvent("message", "a")]
-    assert decoder.feed(b"\ndata: b\r\r") == [ServerSentEvent("message", "b")]
-    assert decoder.feed(b"") == []
-    assert decoder.feed(b"data: c\n\n") == [ServerSentEvent("message", "c")]
-    assert decoder.position == len(b"data: a\r\n\r\ndata: b\r\rdata: c\n\n")
+    splitter = Splitter()
+    assert splitter.feed(b"data: a\r\n\r") == [b"data: a"]
+    assert splitter.feed(b"\ndata: b\r\r") == [b"data: b"]
+    assert splitter.feed(b"") == []
+    assert splitter.feed(b"data: c\n\n") == [b"data: c"]
+    assert splitter.position == len(b"data: a\r\n\r\ndata: b\r\rdata: c\n\n")
 
 
-def test_events_before_a_bad_one_are_delivered_before_it_is_reported() -> None:
-    """Nothing decoded is lost: good events come out first, then every further call raises."""
-    decoder = SSEDecoder()
-    assert [event.name for event in decoder.feed(GOOD + GOOD + BAD + GOOD)] == ["ping", "ping"]
-    for call in (partial(decoder.feed, GOOD), decoder.finish, partial(decoder.feed, b"")):
-        with pytest.raises(InvalidStream, match="not valid UTF-8") as failure:
+def test_events_before_one_that_is_too_long_are_delivered_before_it_is_reported() -> None:
+    """Nothing cut is lost: good events come out first, then every further call raises."""
+    splitter = Splitter(max_event_bytes=50)
+    assert splitter.feed(GOOD + GOOD + b"x" * 51 + b"\n\n" + GOOD) == [GOOD[:-2], GOOD[:-2]]
+    for call in (partial(splitter.feed, GOOD), splitter.finish, partial(splitter.feed, b"")):
+        with pytest.raises(InvalidStream, match="longer than 50 bytes") as failure:
             call()
         assert failure.value.position == 2 * len(GOOD)
-    assert decoder.pending_bytes == 0
-    assert "failed" in repr(decoder)
+    assert splitter.pending_bytes == 0
 
 
-@pytest.mark.parametrize("before", [b"", GOOD, GOOD.replace(b"\n", b"\r\n")])
-def test_a_bad_event_alone_raises_at_once(before: bytes) -> None:
-    """Where nothing good would be returned, the call that met the bad event raises."""
-    decoder = SSEDecoder()
-    decoder.feed(before)
-    with pytest.raises(InvalidStream) as failure:
-        decoder.feed(BAD)
+@pytest.mark.parametrize("before", [b"", GOOD, GOOD.replace(b"\n", b"\r\n"), GOOD.replace(b"\n", b"\r")])
+def test_an_event_that_is_no_utf8_is_reported_with_its_place(before: bytes) -> None:
+    """Whoever looks into it is told where it stands; the events around it are whole."""
+    splitter = Splitter()
+    raws = splitter.feed(before + BAD + GOOD)
+    bad = raws.index(BAD[:-2])
+    assert splitter.starts[bad] == len(before)
+    with pytest.raises(InvalidStream, match="not valid UTF-8") as failure:
+        decode(raws[bad], splitter.starts[bad])
     assert failure.value.position == len(before)
+    assert raws[bad + 1 :] == [GOOD[:-2]]
 
 
-def test_a_character_cut_off_by_the_end_is_reported_by_finish() -> None:
-    """A body that ends within a character is invalid, and stays so."""
-    decoder = SSEDecoder()
-    assert decoder.feed(GOOD + b"data: \xc3") == [ServerSentEvent("ping", '{"type": "ping"}')]
-    for _ in range(2):
-        with pytest.raises(InvalidStream, match="UTF-8"):
-            decoder.finish()
+def test_a_character_cut_off_by_the_end_is_no_utf8() -> None:
+    """A body that ends within a character is invalid."""
+    splitter = Splitter()
+    assert splitter.feed(GOOD + b"data: \xc3") == [GOOD[:-2]]
+    (raw,) = splitter.finish()
+    with pytest.raises(InvalidStream, match="UTF-8"):
+        decode(raw)
 
 
-def test_finish_gives_the_pending_event_once() -> None:
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_finish_gives_the_pending_event_once(newline: bytes) -> None:
     """The last event is delivered though its blank line is missing, and only once."""
-    decoder = SSEDecoder()
-    assert decoder.feed(GOOD[:-1]) == []
-    assert decoder.pending_bytes == len(GOOD) - 1
-    assert [event.name for event in decoder.finish()] == ["ping"]
-    assert decoder.finish() == []
-    assert decoder.position == len(GOOD) - 1
+    splitter, body = Splitter(), GOOD.replace(b"\n", newline).removesuffix(newline)
+    assert splitter.feed(body) == []
+    assert splitter.pending_bytes == len(body)
+    assert [name_of(raw) for raw in splitter.finish()] == ["ping"]
+    assert (splitter.finish(), splitter.starts) == ([], [])
+    assert splitter.position == len(body)
 
 
-def test_a_line_that_never_ends_cannot_eat_memory() -> None:
+@pytest.mark.parametrize("before", [GOOD, GOOD.replace(b"\n", b"\r\n")], ids=["LF", "CRLF"])
+def test_a_line_that_never_ends_cannot_eat_memory(before: bytes) -> None:
     """Input without an event's end is refused once it is longer than allowed, whatever has been fed before."""
-    decoder = SSEDecoder(max_event_bytes=1000)
-    decoder.feed(GOOD)
-    while decoder.pending_bytes < 1000:
-        decoder.feed(b"x" * 100)
+    splitter = Splitter(max_event_bytes=1000)
+    splitter.feed(before)
+    while splitter.pending_bytes < 1000:
+        splitter.feed(b"x" * 100)
     with pytest.raises(InvalidStream, match="longer than 1000 bytes") as failure:
-        decoder.feed(b"x" * 100)
-    assert failure.value.position == len(GOOD)
-    assert decoder.pending_bytes == 0
+        splitter.feed(b"x" * 100)
+    assert failure.value.position == len(before)
+    assert splitter.pending_bytes == 0
 
 
 @pytest.mark.parametrize("terminator", [b"\n\n", b"\r\n\r\n", b""])
 def test_the_longest_event_that_is_allowed_passes(terminator: bytes) -> None:
     """An event of exactly the limit is decoded, and one byte more is refused, complete or not."""
     event = b"data: " + b"x" * 94
-    assert _decode([GOOD, event + terminator], SSEDecoder(max_event_bytes=100))[1] is None
-    error = _decode([GOOD, event + b"x" + terminator], SSEDecoder(max_event_bytes=100))[1]
+    assert _decode([GOOD, event + terminator], Splitter(max_event_bytes=100))[1] is None
+    error = _decode([GOOD, event + b"x" + terminator], Splitter(max_event_bytes=100))[1]
     assert error == ("an event is longer than 100 bytes", len(GOOD))
+
+
+def test_it_knows_where_it_stands() -> None:
+    """Position and cleanness follow what was given, and what was passed over counts."""
+    splitter = Splitter()
+    assert splitter.feed(b"event: a\ndata: 1\n\nevent") == [b"event: a\ndata: 1"]
+    assert (splitter.starts, splitter.position, splitter.clean) == ([0], 18, False)
+    assert splitter.feed(b": b\n") == []
+    assert splitter.starts == []
+    assert splitter.feed(b"\n") == [b"event: b"]
+    assert (splitter.starts, splitter.position, splitter.clean) == ([18], 28, True)
+    splitter.skip(GOOD)
+    assert splitter.feed(GOOD + GOOD) == [GOOD[:-2]] * 2
+    assert splitter.starts == [28 + len(GOOD), 28 + 2 * len(GOOD)]
+
+
+@pytest.mark.parametrize("newline", [b"\r\n", b"\r"])
+def test_other_line_ends_may_come_in_the_middle(newline: bytes) -> None:
+    """From the first carriage return on they are looked for everywhere."""
+    splitter, later = Splitter(), GOOD.replace(b"\n", newline)
+    raws = [*splitter.feed(GOOD), *splitter.feed(later), *splitter.feed(later + GOOD)]
+    assert [(name_of(raw), data_of(raw)) for raw in raws] == [("ping", {"type": "ping"})] * 4
+    assert not splitter.clean
+    assert splitter.position == 2 * len(GOOD) + 2 * len(later)
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers())))
@@ -243,12 +285,13 @@ def test_data_that_is_no_json_object_is_reported_with_its_place(data: str) -> No
 
 
 def test_no_repr_shows_content() -> None:
-    """Neither an event nor a decoder shows what it holds, because it may be a completion."""
-    decoder = SSEDecoder()
-    events = decoder.feed(b"event: x\ndata: secret\n\ndata: secret")
-    assert "secret" not in repr(events) + repr(decoder)
-    assert repr(events[0]) == "ServerSentEvent('x', 6 characters, position=0)"
-    assert repr(decoder) == "SSEDecoder(position=23, pending_bytes=12)"
+    """Neither an event nor a splitter shows what it holds, because it may be a completion."""
+    splitter = Splitter()
+    (raw,) = splitter.feed(b"event: x\ndata: secret\n\ndata: secret")
+    event = decode(raw)
+    assert "secret" not in repr(event) + repr(splitter)
+    assert repr(event) == "ServerSentEvent('x', 6 characters, position=0)"
+    assert repr(splitter) == "Splitter(position=23, pending_bytes=12)"
 
 
 def test_events_are_equal_wherever_they_stand() -> None:
@@ -256,40 +299,168 @@ def test_events_are_equal_wherever_they_stand() -> None:
     assert ServerSentEvent("a", "b", 1) == ServerSentEvent("a", "b", 2) != ServerSentEvent("a", "c", 1)
 
 
-def test_a_stream_decoded_from_its_middle_counts_on() -> None:
-    """Positions go on from where it began, and what would be a byte order mark at a start is none."""
-    decoder = SSEDecoder(position=100)
-    assert [(event.name, event.position) for event in decoder.feed(BOM + GOOD)] == [("message", 100)]
-    assert [event.position for event in decoder.feed(GOOD)] == [100 + len(BOM + GOOD)]
-    with pytest.raises(InvalidStream) as failure:
-        decoder.feed(BAD)
-    assert failure.value.position == 100 + len(BOM + GOOD + GOOD)
+# Looking into a raw event: the short cuts say what the grammar says.
+
+LINES = st.sampled_from([
+    b"event: ping", b"event: content_block_delta", b"event:x", b"event: message", b"event", b'data: {"type": "ping"}',
+    b'data: {"a":', b"data: 1}", b'data:{"type":"y"}', b"data", b"data: ", b": a comment", b"id: 3", b"retry: 5",
+    b"nonsense", '"wörld": 1}'.encode(), b"data: {", "data: wörld".encode(), b'data: {"a": "\\ud83d"}', b"data: [1]",
+    b"data: \xff", b"event: \xff", b" data: x",
+])  # fmt: skip
+
+
+def _plainly(raw: bytes) -> tuple[object, ...]:
+    """Name and data of a raw event by the grammar alone, read off an event of lines; errors by what they say."""
+    try:
+        event = decode(b": no short cut\n" + raw)
+    except InvalidStream as error:
+        return (error.reason,)
+    if event is None:
+        return "", None
+    try:
+        data = event.json() if event.data else None
+    except InvalidStream as error:
+        return kind_of(event.name, None), error.reason
+    return kind_of(event.name, data), data
+
+
+def _quickly(raw: bytes) -> tuple[object, ...]:
+    """The same by the short cuts."""
+    try:
+        decode(raw)
+    except InvalidStream as error:
+        return (error.reason,)
+    try:
+        return name_of(raw), data_of(raw)
+    except InvalidStream as error:
+        return name_of(raw), error.reason
+
+
+@settings(max_examples=400)
+@given(lines=st.lists(LINES, min_size=1, max_size=4), newline=st.sampled_from([b"\n", b"\n", b"\r\n", b"\r"]))
+@example(lines=[b'data: {"type": "ping"}', b'data: {"type": "ping"}'], newline=b"\n")
+@example(lines=[b"event:x", b"data: {", '"wörld": 1}'.encode()], newline=b"\n")
+@example(lines=[b"event: ping", b"data: {", '"wörld": 1}'.encode()], newline=b"\n")
+def test_the_short_cuts_say_what_the_grammar_says(lines: list[bytes], newline: bytes) -> None:
+    """Whatever the lines and their ends, name and data are those that the specification gives them."""
+    raw = newline.join(lines)
+    assert _quickly(raw) == _plainly(raw)
 
 
 @given(name=NAME, data=LINE)
-def test_an_event_of_two_lines_reads_as_the_decoder_reads_it(name: str, data: str) -> None:
-    """Its lines say the same undecoded."""
-    block = f"event: {name}\ndata: {data}".encode()
-    lines = two_lines(block)
-    assert lines is not None
-    assert SSEDecoder().feed(block + b"\n\n") == [ServerSentEvent(lines[0].decode(), lines[1].decode())]
+def test_an_event_of_two_lines_reads_like_one_spelled_otherwise(name: str, data: str) -> None:
+    """The API's own spelling takes another path to the same event."""
+    quick = decode(f"event: {name}\ndata: {data}".encode())
+    assert quick == decode(f": \nevent: {name}\ndata: {data}".encode()) == ServerSentEvent(name, data)
+
+
+SAYS_PING = [
+    b'event: ping\ndata: {"type": "ping"}',
+    b'event:ping\ndata:{"type":"ping"}',
+    b'data: {"type": "ping"}\nevent: ping',
+    b'data:{"type": "ping"}',
+    b'data: {"type":\ndata: "ping"}',
+    b': hi\nevent: ping\nid: 4\ndata: {"type": "ping"}\nretry: 10',
+    b'event: message\ndata: {"type": "ping"}',
+    b'event: \ndata: {"type": "ping"}',
+]
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("raw", SAYS_PING)
+def test_these_all_say_the_same(raw: bytes, newline: bytes) -> None:
+    """With or without a space or a name, in any order, with comments and other fields, after a byte order mark."""
+    body = BOM + raw.replace(b"\n", newline) + newline * 2
+    for cut in range(len(body) + 1):
+        splitter = Splitter()
+        raws = [*splitter.feed(body[:cut]), *splitter.feed(body[cut:]), *splitter.finish()]
+        assert [(name_of(raw), data_of(raw)) for raw in raws] == [("ping", {"type": "ping"})]
 
 
 @pytest.mark.parametrize(
-    "block",
+    ("raw", "name", "data"),
     [
-        b"event: ping",
-        b"data: {}",
-        b"event: ping\ndata: {}\ndata: {}",
-        b"event: ping\r\ndata: {}",
-        b"event: ping\ndata: {}\r",
-        b"event: ping\nid: 1\ndata: {}",
-        b"event:ping\ndata: {}",
-        b"event: ping\ndata:{}",
-        BOM + b"event: ping\ndata: {}",
-        b"",
+        (b": comment", "", None),
+        (b": comment on data", "", None),
+        (b"id: 3\nretry: 10", "", None),
+        (b"event: error", "error", None),
+        (b"event: error\ndata", "error", None),
+        (b"data: {}", "", {}),
+        (b'data: {"type": 3}', "", {"type": 3}),
+        (b'id: 7\nevent: a\ndata: {"a": 1}\nretry: 3', "a", {"a": 1}),
+        (b'event: a\ndata: {"a":\ndata: 1}', "a", {"a": 1}),
+        (b'event: a\ndata: {"a": "\\ud83d"}', "a", {"a": "\ud83d"}),
+        (b'data: {"type": "a", "b": "\\ud83d"}', "a", {"type": "a", "b": "\ud83d"}),
     ],
 )
-def test_any_other_event_is_left_to_the_decoder(block: bytes) -> None:
-    """One that has more or fewer lines, other line ends, or is written in another way."""
-    assert two_lines(block) is None
+def test_unusual_but_valid_events(raw: bytes, name: str, data: object) -> None:
+    """Comments, other fields, missing data, several lines of it and lone surrogates are what grammar and JSON allow."""
+    assert (name_of(raw), data_of(raw)) == (name, data)
+
+
+def test_data_that_is_no_json_object_is_told() -> None:
+    """Bad JSON, another type and invalid UTF-8 raise without quoting; an unnamed event of bad data is nothing known."""
+    for body, reason in [
+        (b"event: a\ndata: {secret", "not valid JSON"),
+        (b"event: a\ndata: [1]", "not a JSON object"),
+        (b'event: a\ndata: {"a": "\xff"}', "not valid UTF-8"),
+    ]:
+        with pytest.raises(InvalidStream, match=reason) as caught:
+            data_of(body)
+        assert "secret" not in str(caught.value)
+    assert name_of(b"data: [DONE]") == ""
+    with pytest.raises(InvalidStream, match="UTF-8"):
+        name_of(b"data: \xff")
+
+
+def test_a_field_of_what_is_no_object_is_none() -> None:
+    """Whatever was decoded may be asked."""
+    assert field_of({"a": 1}, "a") == 1
+    others: list[object] = [{}, None, [], "a", 3]
+    assert [field_of(value, "a") for value in others] == [None] * 5
+
+
+# Linear time.
+
+
+def _calls(piece: bytes, times: int) -> int:
+    """How many functions are called for single bytes."""
+    splitter, calls, body = Splitter(), 0, piece * times
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        for at in range(len(body)):
+            splitter.feed(body[at : at + 1])
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("piece", [GOOD, b"x", b"\n", b"\r", b"\r\n", b":\r\n"], ids=repr)
+def test_twice_the_bytes_are_twice_the_work(piece: bytes) -> None:
+    """One byte at a time, whatever the bytes: events, a line without end, blank lines."""
+    times = 1000 // len(piece)
+    assert _calls(piece, 2 * times) <= 2.05 * _calls(piece, times)
+
+
+def test_only_new_bytes_are_searched_for_other_line_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without end in single bytes is not looked through again for each."""
+    searched = 0
+
+    class Counting:
+        def search(self, pending: bytearray, start: int) -> re.Match[bytes] | None:
+            nonlocal searched
+            searched += len(pending) - start
+            return pattern.search(pending, start)
+
+    pattern = sse._BLANK_LINES
+    monkeypatch.setattr(sse, "_BLANK_LINES", Counting())
+    splitter = Splitter()
+    splitter.feed(b"\r")
+    for _ in range(1000):
+        splitter.feed(b"x")
+    assert searched <= 3 * 1001

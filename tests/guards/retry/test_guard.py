@@ -252,6 +252,56 @@ class Opens(anthropic.Middleware):
             return await call_next(request)
 
 
+# Causes that the API names.
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [
+        ({"type": "invalid_request_error", "error_code": "request_body_timeout"}, 2),
+        ({"type": "api_error", "status": 503, "error_code": "authorization_check_unavailable"}, 2),
+        ({"type": "invalid_request_error", "error_code": "image_dimensions_too_large"}, 1),
+        ({"type": "invalid_request_error", "error_code": "workspace_human_review_disabled"}, 1),
+        ({"type": "api_error", "status": 503, "error_code": "change_outcome_unknown", "should_retry": True}, 1),
+        ({"type": "api_error", "status": 503, "error_code": "workspace_created_incomplete"}, 1),
+        ({"type": "conflict_error", "error_code": "storage_in_use"}, 1),
+        ({"type": "billing_error"}, 1),
+        ({"type": "api_error", "status": 501}, 1),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_repeated_follows_from_the_cause(fault: dict[str, Any], requests: int, stream: bool) -> None:
+    """Where nothing was done, the same is sent again, whatever the status; where it may be done, or stays, it isn't."""
+    simulator, watched = Simulator(), Watches()
+    simulator.inject("error", **fault)
+    client = simulator.client(max_retries=0, middleware=[retry_of(), watched])
+    with contextlib.nullcontext() if requests == 2 else pytest.raises(anthropic.APIStatusError):
+        await (text_of(client) if stream else client.messages.create(**ASK))
+    assert len(simulator.journal) == len(watched.given_back) == requests
+
+
+async def test_inside_a_stream_the_cause_decides_too() -> None:
+    """A code in an `error` event before any content, with a status of 200."""
+    simulator = Simulator()
+    simulator.inject("stream_error_before_content", type="invalid_request_error", error_code="request_body_timeout")
+    simulator.inject("stream_error_before_content", type="api_error", error_code="change_outcome_unknown")
+    client = simulator.client(max_retries=0, middleware=[retry_of()])
+    with pytest.raises(anthropic.APIStatusError, match="failed"):
+        await text_of(client)
+    assert len(simulator.journal) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [httpx2.LocalProtocolError("Illegal header value"), ValueError("Newline in a header")]
+)
+async def test_what_cannot_be_sent_is_tried_once(error: Exception) -> None:
+    """The SDK makes a connection error of it, which would be retried."""
+    server = Server(raising(error))
+    with pytest.raises(anthropic.APIConnectionError):
+        await server.client(retry_of()).messages.create(**ASK)
+    assert len(server.requests) == 1
+
+
 # Options.
 
 

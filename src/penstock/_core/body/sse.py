@@ -1,34 +1,57 @@
-"""An incremental decoder of server-sent events: bytes in any chunking become events. Pure: no I/O, no clock.
+"""The grammar of server-sent events: bytes in any chunking become events. Pure: no I/O, no clock.
 
-The rule here: how the bytes were cut into chunks never shows. The same bytes give the same events, and where they break
-the protocol the same error at the same position, after every event that came before it was delivered.
+The rule here: how the bytes were cut into chunks never shows, nor how an event was spelled. The same bytes give the
+same events, and where they break the protocol the same error, after every event that came before it was delivered.
+
+A stream is lines; a blank line ends an event. A line ends with LF, CR or CRLF, and is a field, a colon and a value,
+with or without a space before the value. So these all say the same:
+
+    event: ping                 data:{"type":"ping"}          : a comment
+    data: {"type": "ping"}      event:ping                    data: {"type":
+                                                              data: "ping"}
+
+In the last there is no field `event`: then the specification calls the event `message`, and what it is stands in its
+data (`kind_of`). The API itself writes the first; gateways write any. So work is done in two steps. `Splitter` cuts
+the bytes into raw events, at blank lines and nowhere else: that is quick, and most events of a stream are never looked
+into. What is looked into goes through `decode`, which knows the fields, or, for the API's own spelling, through short
+cuts that say the same (a test compares them on generated streams). Time is linear in the bytes, whatever the chunks.
 
 Unlike a browser's decoder this one delivers a named event without data, because an `error` without data is an error
 still, and an event at the end of the body whose blank line is missing. `id` and `retry`, which the API doesn't send,
-are ignored.
-Source of the grammar: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+are ignored. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Final, cast
 
 from pydantic_core import from_json
 
 from penstock.errors import InvalidStream
 
-__all__ = ["SSEDecoder", "ServerSentEvent", "two_lines"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-_BOM = b"\xef\xbb\xbf"
-# The second line end takes no \n after its \r: that \n may come with the next chunk, and is skipped in either case.
-_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]")
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_LONGEST_LINE_ENDS = 4
-_EVENT = b"event: "
-_DATA = b"\ndata: "
+__all__ = ["ServerSentEvent", "Splitter", "data_of", "decode", "field_of", "kind_of", "name_of"]
+
+_BOM: Final = b"\xef\xbb\xbf"
+# A line end, and one or more blank lines. What is left of these in the next chunk is skipped there.
+_BLANK_LINES: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))[\r\n]+")
+_LINE_ENDS: Final = b"\r\n"
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_LONGEST_LINE_ENDS: Final = 4
+# A whole line that is neither data nor a name, and its end, where that can't be half of CRLF.
+_SAYS_NOTHING: Final = re.compile(rb"(?:(?<=[\r\n])|\A)(?!data|event)[^\r\n]+(?:\r\n|\n|\r(?=[^\n]))")
+_COMPACT_AT: Final = 16 * 1024
+_EVENT: Final = b"event: "
+_DATA: Final = b"\ndata: "
+_MOST_BYTES: Final = 64 * 1024 * 1024
+_UNNAMED: Final = "message"
 
 
 @dataclass(slots=True)  # not frozen: that would make a third of the decoder's cost
@@ -78,174 +101,34 @@ class ServerSentEvent:
             raise InvalidStream("the data of an event is not valid JSON", position=self.position) from None
 
 
-def two_lines(block: bytes) -> tuple[bytes, bytes] | None:
-    r"""Return name and data of an event of two lines, as the API writes them, without decoding any of it.
+# Looking into a raw event
+
+
+def decode(raw: bytes, position: int = 0) -> ServerSentEvent | None:
+    r"""Decode a raw event.
 
     Args:
-        block: The lines of one event, less the blank one that ends it.
+        raw: Its lines, without the blank one that ends it.
+        position: Where it stands, in bytes.
 
     Returns:
-        What its lines say; `None` for any other event, which needs an `SSEDecoder`.
+        The event; `None` if its lines hold only comments and unknown fields.
+
+    Raises:
+        InvalidStream: It is not UTF-8.
 
     Example:
-        >>> two_lines(b'event: ping\ndata: {"type": "ping"}')
-        (b'ping', b'{"type": "ping"}')
+        >>> decode(b"data:{}\n: a comment\nevent:ping").name
+        'ping'
     """
-    end = block.find(b"\n")
-    if not (block.startswith(_EVENT) and block.startswith(_DATA, end)) or block.find(b"\n", end + 1) >= 0:
-        return None
-    return None if b"\r" in block else (block[len(_EVENT) : end], block[end + len(_DATA) :])
-
-
-class SSEDecoder:
-    r"""Decodes one stream; feed it the body's chunks in order, then finish it.
-
-    Args:
-        max_event_bytes: The longest event that is accepted, in bytes without its closing blank line. It bounds what
-            a line that never ends can take of memory.
-        position: Offset of the first byte that it is fed, for a stream whose beginning was decoded elsewhere.
-
-    Example:
-        >>> decoder = SSEDecoder()
-        >>> decoder.feed(b'event: ping\ndata: {"type"')
-        []
-        >>> [event.name for event in decoder.feed(b': "ping"}\n\n')]
-        ['ping']
-        >>> decoder.finish()
-        []
-    """
-
-    __slots__ = ("_after_cr", "_failure", "_max_event_bytes", "_pending", "_position")
-
-    def __init__(self, *, max_event_bytes: int = 64 * 1024 * 1024, position: int = 0) -> None:
-        self._max_event_bytes = max_event_bytes
-        self._pending = bytearray()
-        self._position = position
-        self._after_cr = False
-        self._failure: tuple[str, int] | None = None
-
-    @property
-    def position(self) -> int:
-        """Offset in bytes, from the start of the stream, of the first byte that no delivered event covers."""
-        return self._position
-
-    @property
-    def pending_bytes(self) -> int:
-        """How many bytes of an unfinished event are held."""
-        return len(self._pending)
-
-    def __repr__(self) -> str:
-        failed = f", failed: {self._failure[0]}" if self._failure else ""
-        return f"SSEDecoder(position={self._position}, pending_bytes={len(self._pending)}{failed})"
-
-    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Take the next bytes of the body.
-
-        Args:
-            chunk: Any number of bytes, cut anywhere.
-
-        Returns:
-            The events that are complete now, oldest first. Where a bad event follows good ones, the good ones are
-            returned, and the next call raises.
-
-        Raises:
-            InvalidStream: The next event isn't UTF-8, or is longer than allowed. Every later call raises it again.
-        """
-        self._raise_failure()
-        events: list[ServerSentEvent] = []
-        try:
-            if self._pending or self._after_cr or not self._position or b"\r" in chunk:
-                self._take(chunk, events)
-            else:
-                self._take_lines_of_lf(chunk, events)
-        except InvalidStream as failure:
-            self._failure = (failure.reason, failure.position)
-            self._pending.clear()
-            if not events:
-                raise
-        return events
-
-    def finish(self) -> list[ServerSentEvent]:
-        """Take note that the body has ended.
-
-        Returns:
-            The last event, if its closing blank line is missing; else nothing.
-
-        Raises:
-            InvalidStream: As `feed` does.
-        """
-        self._raise_failure()
-        block = bytes(self._pending)
-        self._pending.clear()
-        try:
-            event = self._event(block, self._position)
-        except InvalidStream as failure:
-            self._failure = (failure.reason, failure.position)
-            raise
-        self._position += len(block)
-        return [] if event is None else [event]
-
-    def _take_lines_of_lf(self, chunk: bytes, events: list[ServerSentEvent]) -> None:
-        """The hot path: nothing is pending, and every line ends with a line feed."""
-        blocks = chunk.split(b"\n\n")
-        self._pending += blocks.pop()
-        for block in blocks:
-            event = self._event(block, self._position)
-            if event is not None:
-                events.append(event)
-            self._position += len(block) + 2
-        self._bound_pending()
-
-    def _take(self, chunk: bytes, events: list[ServerSentEvent]) -> None:
-        """Any line ends, after any chunk. Only new bytes are searched, so that tiny chunks stay linear in time."""
-        pending = self._pending
-        searched = max(0, len(pending) - 2)
-        pending += chunk
-        start = self._skip_lf_after_cr(0)
-        while blank_line := _BLANK_LINE.search(pending, max(start, searched)):
-            event = self._event(bytes(pending[start : blank_line.start()]), self._position)
-            if event is not None:
-                events.append(event)
-            self._position += blank_line.end() - start
-            self._after_cr = pending[blank_line.end() - 1] == ord("\r")
-            start = self._skip_lf_after_cr(blank_line.end())
-        del pending[:start]
-        self._bound_pending()
-
-    def _skip_lf_after_cr(self, start: int) -> int:
-        if not self._after_cr or start == len(self._pending):
-            return start
-        self._after_cr = False
-        is_lf = self._pending[start] == ord("\n")
-        self._position += is_lf
-        return start + is_lf
-
-    def _bound_pending(self) -> None:
-        if len(self._pending) > self._max_event_bytes + _LONGEST_LINE_ENDS:
-            raise self._too_long(self._position)
-
-    def _event(self, block: bytes, position: int) -> ServerSentEvent | None:
-        """Decode one event from its lines; `None` if they hold only comments and unknown fields."""
-        if len(block) > self._max_event_bytes:
-            raise self._too_long(position)
-        if not position:
-            block = block.removeprefix(_BOM)
-        try:
-            text = block.decode()
-        except UnicodeDecodeError:
-            raise InvalidStream("an event is not valid UTF-8", position=position) from None
-        first, _, rest = text.partition("\n")
-        if first.startswith("event: ") and rest.startswith("data: ") and "\n" not in rest and "\r" not in text:
-            return ServerSentEvent(first[7:] or "message", rest[6:], position)
-        return _event_of_lines(_LINE_END.split(text), position)
-
-    def _too_long(self, position: int) -> InvalidStream:
-        return InvalidStream(f"an event is longer than {self._max_event_bytes} bytes", position=position)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            reason, position = self._failure
-            raise InvalidStream(reason, position=position)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidStream("an event is not valid UTF-8", position=position) from None
+    first, _, rest = text.partition("\n")
+    if first.startswith("event: ") and rest.startswith("data: ") and "\n" not in rest and "\r" not in text:
+        return ServerSentEvent(first[7:] or _UNNAMED, rest[6:], position)
+    return _event_of_lines(_LINE_END.split(text), position)
 
 
 def _event_of_lines(lines: list[str], position: int) -> ServerSentEvent | None:
@@ -259,4 +142,244 @@ def _event_of_lines(lines: list[str], position: int) -> ServerSentEvent | None:
             name = value
         elif field == "data":
             data.append(value)
-    return ServerSentEvent(name or "message", "\n".join(data), position) if name or data else None
+    return ServerSentEvent(name or _UNNAMED, "\n".join(data), position) if name or data else None
+
+
+def name_of(raw: bytes) -> str:
+    """Return what a raw event is: by its name, else by the `type` in its data; `""` for a comment.
+
+    Raises:
+        InvalidStream: It is no valid UTF-8.
+
+    Example:
+        >>> name_of(b'data: {"type": "message_stop"}')
+        'message_stop'
+    """
+    end = _end_of_name(raw)
+    if end > 0:
+        name = raw[len(_EVENT) : end].decode(errors="replace")
+        if name and name != _UNNAMED:
+            return name
+    if b"data" not in raw and b"event" not in raw:
+        return ""
+    event = decode(raw)
+    if event is None:
+        return ""
+    data: object = None
+    if event.name == _UNNAMED:
+        with contextlib.suppress(InvalidStream):
+            data = event.json()
+    return kind_of(event.name, data)
+
+
+def _end_of_name(raw: bytes) -> int:
+    """Return where the first line of an event ends that is spelled as the API spells it; 0 for any other."""
+    end = raw.find(b"\n")
+    plain = raw.startswith(_EVENT) and raw.startswith(_DATA, end) and raw.find(b"\n", end + 1) < 0
+    return end if plain and b"\r" not in raw else 0
+
+
+def kind_of(name: str, data: object) -> str:
+    """Return what an event is, given its name and its decoded data."""
+    if name != _UNNAMED:
+        return name
+    kind = field_of(data, "type")
+    return kind if isinstance(kind, str) else ""
+
+
+def data_of(raw: bytes) -> dict[str, object] | None:
+    """Decode the data of a raw event; `None` if it has none.
+
+    Raises:
+        InvalidStream: It is no valid UTF-8, or no JSON object.
+    """
+    end = _end_of_name(raw)
+    if end > 0:
+        try:
+            value: object = from_json(raw[end + len(_DATA) :])
+        except ValueError:
+            # Lone surrogates, or what is really no JSON: `decode` tells.
+            pass
+        else:
+            if isinstance(value, dict):
+                return cast("dict[str, object]", value)
+    event = decode(raw)
+    return event.json() if event is not None and event.data else None
+
+
+def field_of(value: object, name: str) -> object:
+    """Return a field of what was decoded; `None` where there is no such field, or no object."""
+    return cast("Mapping[str, object]", value).get(name) if isinstance(value, Mapping) else None
+
+
+# Cutting a stream into raw events
+
+
+class Splitter:
+    r"""Cuts one stream into raw events; feed it the body's chunks in order, then finish it.
+
+    Args:
+        max_event_bytes: The longest event that is accepted, in bytes without its closing blank line. It bounds what
+            a line that never ends can take of memory.
+
+    Attributes:
+        starts: Where the events stand that were returned last, in bytes from the start of the stream.
+
+    Example:
+        >>> splitter = Splitter()
+        >>> splitter.feed(b'event: ping\ndata: {"type"')
+        []
+        >>> splitter.feed(b': "ping"}\n\n'), splitter.starts
+        ([b'event: ping\ndata: {"type": "ping"}'], [0])
+    """
+
+    __slots__ = (
+        "_any_line_ends",
+        "_compact_at",
+        "_max_event_bytes",
+        "_pending",
+        "_position",
+        "_too_long",
+        "starts",
+    )
+
+    def __init__(self, *, max_event_bytes: int = _MOST_BYTES) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._pending = bytearray()
+        self._position = 0
+        self._any_line_ends = False
+        self._too_long = False
+        self._compact_at = _COMPACT_AT
+        self.starts: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"Splitter(position={self._position}, pending_bytes={len(self._pending)})"
+
+    @property
+    def position(self) -> int:
+        """Offset in bytes, from the start of the stream, of the first byte that no returned event covers."""
+        return self._position
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of an unfinished event are held."""
+        return len(self._pending)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the next byte begins an event, and all lines so far ended with line feeds."""
+        return not (self._pending or self._any_line_ends)
+
+    def skip(self, chunk: bytes) -> None:
+        """Pass over a chunk of whole events, which must find the splitter `clean`."""
+        self._position += len(chunk)
+
+    def pass_over(self, chunk: bytes, words: Sequence[bytes]) -> bool:
+        """Take a chunk without splitting it, if no event that ends in it has one of `words` in it.
+
+        Returns:
+            Whether it was taken; if not, it is still to be fed.
+        """
+        pending = self._pending
+        end = chunk.rfind(b"\n\n") + 2
+        if end < 2 or self._any_line_ends or len(pending) > len(chunk) or b"\r" in chunk:
+            return False
+        whole = bytes(pending) + chunk if pending else chunk
+        for word in words:
+            if word in whole:
+                return False
+        self._position += len(pending) + end
+        pending[:] = chunk[end:]
+        return True
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes of the body, cut anywhere, and return the events that are complete now.
+
+        Where one that is too long follows others, the others are returned, and the next call raises.
+
+        Raises:
+            InvalidStream: The next event is longer than allowed.
+        """
+        events: list[bytes] = []
+        self.starts = []
+        try:
+            self._bound(0)
+            self._any_line_ends = self._any_line_ends or b"\r" in chunk
+            if self._any_line_ends or chunk.startswith(b"\n") or b"\n\n\n" in chunk:
+                self._cut_at_any(chunk, events)
+            else:
+                self._cut_at_lf(chunk, events)
+        except InvalidStream:
+            if not events:
+                raise
+        return events
+
+    def finish(self) -> list[bytes]:
+        """Take note that the body has ended; returns the last event, if its blank line is missing."""
+        events: list[bytes] = []
+        self.starts = []
+        rest = bytes(self._pending)
+        self._pending.clear()
+        self._take(rest, events)
+        self._position += len(rest)
+        return events
+
+    def _cut_at_lf(self, chunk: bytes, events: list[bytes]) -> None:
+        """The hot path: every line ends with a line feed, and no event with more than one blank line."""
+        pending = self._pending
+        if pending:
+            ends = b"\n\n" in chunk
+            pending += chunk
+            if not ends:
+                self._compact()
+                return
+            chunk = bytes(pending)
+            pending.clear()
+        blocks = chunk.split(b"\n\n")
+        pending += blocks.pop()
+        for block in blocks:
+            self._take(block, events)
+            self._position += len(block) + 2
+        self._bound(len(self._pending) - _LONGEST_LINE_ENDS)
+
+    def _cut_at_any(self, chunk: bytes, events: list[bytes]) -> None:
+        """Any line ends, after any chunk. Only new bytes are searched, so that tiny chunks stay linear in time."""
+        pending = self._pending
+        if not pending:
+            size = len(chunk)
+            chunk = chunk.lstrip(_LINE_ENDS)
+            self._position += size - len(chunk)
+        searched, start = max(0, len(pending) - 2), 0
+        pending += chunk
+        while blank_lines := _BLANK_LINES.search(pending, max(start, searched)):
+            self._take(bytes(pending[start : blank_lines.start()]), events)
+            self._position += blank_lines.end() - start
+            start = blank_lines.end()
+        del pending[:start]
+        self._compact()
+
+    def _take(self, block: bytes, events: list[bytes]) -> None:
+        self._bound(len(block))
+        if not self._position:
+            block = block.removeprefix(_BOM)
+        if block:
+            events.append(block)
+            self.starts.append(self._position)
+
+    def _compact(self) -> None:
+        """Drop lines that say nothing, should an event have very many of them, and bound what is left."""
+        pending = self._pending
+        if len(pending) > self._compact_at:
+            if not self._position:
+                del pending[: len(_BOM) if pending.startswith(_BOM) else 0]
+            size = len(pending)
+            pending[:] = _SAYS_NOTHING.sub(b"", pending)
+            self._position += size - len(pending)
+            self._compact_at = max(_COMPACT_AT, 2 * len(pending))
+        self._bound(len(pending) - _LONGEST_LINE_ENDS)
+
+    def _bound(self, size: int) -> None:
+        self._too_long = self._too_long or size > self._max_event_bytes
+        if self._too_long:
+            self._pending.clear()
+            raise InvalidStream(f"an event is longer than {self._max_event_bytes} bytes", position=self._position)

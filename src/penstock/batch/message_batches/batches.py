@@ -128,7 +128,7 @@ class MessageBatches:
         self._sdk = sdk
         self._journal = journal
         self._keep_params = keep_params
-        self._output = None if output_format is None else OutputFormat(output_format)
+        self._output = OutputFormat.of(output_format)
         self._intake = BatchIntake(requests, params, output=self._output, retry_failed=retry_failed, replay=replay)
         self._progress, self._on_progress = progress, on_progress
         self._total = len(requests) if total is None and isinstance(requests, Sized) else total

@@ -14,6 +14,7 @@ import anthropic
 import anyio
 import httpx2
 
+from penstock._core.body.scanner import is_message
 from penstock._core.context import Pin
 from penstock._core.failure import failure_of_error_event
 from penstock.batch.message_batches.desk import NO_BATCH, result_of
@@ -236,9 +237,8 @@ def _read(line: Mapping[str, Any]) -> FanOutResult:
         ValueError: It says nothing that can be understood.
     """
     read = FanOutResult.from_line(line, index=0)
-    content: object = None if read.message is None else read.message.content
-    if read.message is not None and not isinstance(content, list):
-        raise ValueError("its message has no content")
+    if read.message is not None and not is_message(read.message.__dict__):
+        raise ValueError("its message is none")
     return read
 
 

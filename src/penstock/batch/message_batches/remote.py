@@ -42,7 +42,7 @@ class NoResults(anthropic.AnthropicError):
 
 def failure_of(error: Exception) -> Failure:
     """Classify what a request about a batch raised, for those who go on where its own retries have ended."""
-    if isinstance(error, anthropic.APIResponseValidationError | json.JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError):
         return Failure(kind=FailureKind.INVALID, error_type=type(error).__name__)
     # The guards say of each final answer that it is not to be tried again.
     return replace(failure_of_exception(error), should_retry=None)

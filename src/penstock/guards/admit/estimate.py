@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from penstock._core.size import TokenRate
 from penstock.guards.admit.limits import Cost
 
 if TYPE_CHECKING:
@@ -18,30 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimator"]
 
-# Where nothing has been learned yet: the newer tokenizers make a third more tokens than one for four characters.
-_CHARACTERS_PER_TOKEN = 3.2
 _OUTPUT_TOKENS = 500.0
-_PRIOR_TOKENS = 100.0
 _MEMORY = 0.9
 _MOST_MODELS = 1000
 
 
 class _Learned:
-    """Running sums of one model: characters and tokens of prompts, tokens of answers."""
+    """Running means of one model: what prompts cost, and how long answers are."""
 
-    __slots__ = ("answers", "characters", "input_tokens", "output_tokens")
+    __slots__ = ("answers", "output_tokens", "rate")
 
     def __init__(self) -> None:
-        self.characters = _CHARACTERS_PER_TOKEN * _PRIOR_TOKENS
-        self.input_tokens = _PRIOR_TOKENS
+        self.rate = TokenRate()
         self.output_tokens = _OUTPUT_TOKENS
         self.answers = 0
 
     def add(self, characters: float, input_tokens: float, output_tokens: int) -> None:
-        if characters > 0:
-            # Sums, not a mean of ratios: a long prompt tells more about the tokenizer than a short one.
-            self.characters = self.characters * _MEMORY + characters
-            self.input_tokens = self.input_tokens * _MEMORY + input_tokens
+        self.rate.learn(characters, input_tokens)
         self.answers += 1
         # A plain mean of the first answers, which forgets the guess, then one in which the newest weighs a tenth.
         self.output_tokens += (output_tokens - self.output_tokens) * max(1 / self.answers, 1 - _MEMORY)
@@ -69,7 +63,7 @@ class Estimator:
         output = learned.output_tokens
         if isinstance(max_tokens, int) and max_tokens >= 0:
             output = min(output, float(max_tokens))
-        return Cost(1, size.characters * learned.input_tokens / learned.characters + size.media_tokens, output)
+        return Cost(1, learned.rate.tokens(size), output)
 
     def learn(self, model: str, size: Size, usage: Usage) -> None:
         """Learn from what a request took from its limits; input that the cache had doesn't count against them."""

@@ -16,10 +16,8 @@ import anthropic
 import anyio
 
 from penstock._core.attempt import http_response_of, open_attempt
-from penstock._core.body.read_ahead import can_read_ahead, read_ahead
 from penstock._core.call import open_call
 from penstock._core.failure import FailureKind, failure_of_exception
-from penstock._core.kind import RequestKind
 from penstock._core.options import options_from
 from penstock.events import Observers, RetryScheduled
 from penstock.guards.retry.course import Course, RetryOptions, Stop
@@ -148,10 +146,10 @@ class Retry(anthropic.Middleware):
             except Exception as error:  # noqa: BLE001 - raised again unless another attempt follows
                 return Outcome(attempt, None, attempt.failure or failure_of_exception(error), error)
             http = http_response_of(response)
-            if attempt.failure is None and http is not None and _is_stream(attempt, request) and can_read_ahead(http):
-                ahead = await read_ahead(http, attempt, hold_s=self._hold_s(request))
-                return Outcome(attempt, response, ahead.failure, ahead.error)
-            return Outcome(attempt, response, attempt.failure, None)
+            if http is None:
+                return Outcome(attempt, response, attempt.failure, None)
+            begins = await attempt.begin(http, hold_s=self._hold_s(request))
+            return Outcome(attempt, response, begins.failure, begins.error)
 
     def _hold_s(self, request: APIRequest) -> float:
         return math.inf if request.headers.get(_RAW_RESPONSE) == "stream" else self._options.hold_s
@@ -206,10 +204,6 @@ class Retry(anthropic.Middleware):
         self._observers.emit(
             RetryScheduled(call_id=attempt.call.id, attempt=attempt.number, delay_s=delay_s, reason=reason)
         )
-
-
-def _is_stream(attempt: Attempt, request: APIRequest) -> bool:
-    return request.stream and attempt.call.kind is RequestKind.MESSAGES
 
 
 def _numbered(request: APIRequest, retries: int) -> APIRequest:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-import anthropic
 import httpx2
 
 from penstock._core.attempt import http_response_of
 
 if TYPE_CHECKING:
+    import anthropic
+
     from penstock._core.attempt import Attempt, Response
     from penstock._core.failure import Failure
 
@@ -52,8 +53,8 @@ class Outcome:
             with contextlib.suppress(httpx2.HTTPError):
                 if http is not None:
                     await http.aclose()
-                elif attempt.tap is not None:
-                    await attempt.tap.aclose()
+                elif (body := attempt.body) is not None:
+                    await body.aclose()
         finally:
             attempt.end()
 
@@ -74,11 +75,6 @@ class Outcome:
             # Else the SDK's own retries, if they are on, would begin all over.
             http.headers["x-should-retry"] = "false"
             self.error = _status_error(self.response, http) if note else None
-        elif self.error is None and http is not None and self.attempt.tap is None and self.attempt.failure is not None:
-            # The SDK would hand on what isn't JSON as if it were a message.
-            self.error = anthropic.APIResponseValidationError(
-                http, None, message="the API's answer is no message: its body is not JSON"
-            )
         if self.error is None:
             return self.response
         await self.discard()

@@ -5,12 +5,21 @@
 in its style where not.
 """
 
-from penstock.simulator.validate.fields import check_count, check_create, check_window, model_name
+from penstock.simulator.validate.fields import (
+    bills_user_profile,
+    check_count,
+    check_create,
+    check_payer,
+    check_window,
+    model_name,
+)
 from penstock.simulator.validate.request import check_size, check_version, find_key, page_size, parse
 
 __all__ = [
+    "bills_user_profile",
     "check_count",
     "check_create",
+    "check_payer",
     "check_size",
     "check_version",
     "check_window",

@@ -13,13 +13,13 @@ from penstock.simulator.validate.messages import check_messages, check_system
 from penstock.simulator.validate.thinking import check_max_tokens, check_output_config, check_thinking
 from penstock.simulator.validate.tools import check_tool_choice, check_tools, refuse_server_tools
 from penstock.simulator.validate.turns import check_turns
-from penstock.simulator.wire import invalid
+from penstock.simulator.wire import invalid, is_object
 
 if TYPE_CHECKING:
     from penstock.simulator.models import Model
     from penstock.simulator.wire import Json
 
-__all__ = ["check_count", "check_create", "check_window", "model_name"]
+__all__ = ["bills_user_profile", "check_count", "check_create", "check_payer", "check_window", "model_name"]
 
 _COUNTED: frozenset[str] = frozenset(
     {"cache_control", "messages", "model", "output_config", "speed", "system", "thinking", "tool_choice", "tools"}
@@ -57,6 +57,19 @@ def check_create(body: Json, model: Model, version: str, betas: str) -> None:
     check_max_tokens(body, model)
     _check_simple(body)
     _check_shared(body, model, version, betas)
+
+
+def bills_user_profile(body: Json) -> bool:
+    """Whether `billing_policy` has the customer behind a user profile pay."""
+    policy = body.get("billing_policy")
+    return is_object(policy) and policy.get("bill_to") == "user_profile"
+
+
+def check_payer(body: Json, user_profile_id: str | None) -> None:
+    """Raise where a user profile is to pay and none is named."""
+    if bills_user_profile(body) and not user_profile_id:
+        message = 'billing_policy.bill_to is "user_profile", but the request names no user profile'
+        raise invalid(message, error_code="user_profile_required")
 
 
 def check_count(body: Json, model: Model, version: str, betas: str) -> None:
