@@ -21,8 +21,7 @@ NAME = re.compile(
 # These are about models of any age: what they cost, what they take, which share their limits.
 ABOUT_MODELS = {
     "src/penstock/simulator/models.py",
-    "tests/_core/test_kind.py",
-    "tests/conversation/test_limits.py",
+    "tests/_core/test_models.py",
     "tests/costs/test_prices.py",
     "tests/simulator/test_cache.py",
     "tests/simulator/test_models.py",
