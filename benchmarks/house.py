@@ -18,6 +18,7 @@ Targets: at most 22 modules and 100 crossings for a create, 35 and 220 for a sen
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import os
 import sys
@@ -101,11 +102,15 @@ class Walk:
 async def walk(ask: Callable[[], Awaitable[object]]) -> Walk:
     """Return the way of one request."""
     seen = Walk()
+    # What it collects, it collects at any moment.
+    gc.collect()
+    gc.disable()
     sys.setprofile(seen.see)
     try:
         await ask()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return seen
 
 
