@@ -579,6 +579,18 @@ async def test_the_last_event_ends_the_answer(last: bytes, after: bytes, backgro
 
 
 @virtual
+async def test_a_reader_cancelled_within_what_was_read_ahead_ends_the_attempt() -> None:
+    """The event loop gets its turns there too, and at each of them a cancellation may come."""
+    exchange = await answered(Source(START, *[PING] * 100, TEXT, 600.0), hold_s=math.inf)
+    with anyio.CancelScope() as scope:
+        async for _ in exchange.chunks():
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert exchange.failure is FailureKind.CANCELLED
+    await exchange.response.aclose()
+
+
+@virtual
 async def test_an_answer_whose_first_chunk_ends_it_is_handed_on() -> None:
     """What was read ahead is all there is; the trailing bytes are cut off there as well."""
     exchange = await answered(Source(START + TEXT + END + b"junk", b"more junk"), hold_s=math.inf)

@@ -324,3 +324,24 @@ async def test_httpx_reads_the_elapsed_time_through_it() -> None:
     http = httpx2.Response(200, stream=Stream())
     assert Bounded(http, 1).elapsed == timedelta(seconds=3)
     assert Bounded(httpx2.Response(200, content=b"x"), 1).elapsed is None
+
+
+async def test_a_body_need_not_be_a_generator() -> None:
+    """Whatever gives bytes one after the other is read, and there is nothing to finish."""
+
+    class Chunks(httpx2.AsyncByteStream):
+        def __init__(self) -> None:
+            self._left = [b"a", b"b"]
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self._left:
+                raise StopAsyncIteration
+            return self._left.pop(0)
+
+        async def aclose(self) -> None:
+            pass
+
+    assert [piece async for piece in Bounded(httpx2.Response(200, stream=Chunks()), 10)] == [b"a", b"b"]

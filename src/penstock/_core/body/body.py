@@ -148,8 +148,7 @@ class Body(httpx2.AsyncByteStream):
                         await flow.pass_on(len(chunk))
                 else:
                     await flow.finish_read()
-            if flow.error is not None:
-                raise flow.error
+            flow.check()
             while not (flow.last or flow.over):
                 if piece := await flow.next():
                     yield piece
@@ -158,6 +157,9 @@ class Body(httpx2.AsyncByteStream):
         except GeneratorExit:
             flow.end()
             flow.abandon()
+            raise
+        except BaseException as error:
+            flow.fail(error)
             raise
         finally:
             await flow.close_chunks()
@@ -273,14 +275,14 @@ class _Flow:
             return Beginning(failure=INCOMPLETE, error=ended_early(http))
         return Beginning(failure=failure_of_exception(self.error), error=as_sdk_error(self.error, request_of(http)))
 
+    def check(self) -> None:
+        """Raise what broke the reading ahead, once all that came before has been handed on."""
+        if self.error is not None:
+            raise self.error
+
     async def finish_read(self) -> None:
         """Wait for the read under way."""
-        try:
-            await cast("anyio.Event", self._idle).wait()
-        except BaseException as error:
-            self.attempt.note_exception(error)
-            self.end()
-            raise
+        await cast("anyio.Event", self._idle).wait()
 
     async def _read_in_background(self, scanner: Scanner) -> None:
         self._busy = True
@@ -325,7 +327,8 @@ class _Flow:
         attempt, scanner = self.attempt, self.scanner
         try:
             if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
-                await self._turn()
+                self._turn_chunks = self._turn_bytes = 0
+                await checkpoint()
             chunk = await anext(self._chunks if self._inflated is None else self._inflated)
             self._count(len(chunk))
             if scanner is not None:
@@ -360,16 +363,8 @@ class _Flow:
         self._turn_chunks += 1
         self._turn_bytes += size
         if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
-            try:
-                await self._turn()
-            except BaseException as error:
-                self.attempt.note_exception(error)
-                self.end()
-                raise
-
-    async def _turn(self) -> None:
-        self._turn_chunks = self._turn_bytes = 0
-        await checkpoint()
+            self._turn_chunks = self._turn_bytes = 0
+            await checkpoint()
 
     def _count(self, size: int) -> None:
         if self.attempt.call.closing:
@@ -415,6 +410,12 @@ class _Flow:
         if attempt.failure is None and not told_whole:
             attempt.failure = INCOMPLETE if whole else ABANDONED
         attempt.end()
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt with what was raised where it was read, unless it is over."""
+        if not self.attempt.ended:
+            self.attempt.note_exception(error)
+            self.end()
 
     async def let_end(self) -> None:
         """Let the connection come to its own end; an answer that has ended can't fail any more.
