@@ -45,6 +45,7 @@ class Estimator:
     """Learns what requests of each model cost.
 
     Example:
+        >>> from penstock._core.size import Size
         >>> Estimator().cost("claude-haiku-5-5", Size(320), max_tokens=50)
         Cost(requests=1, input_tokens=100.0, output_tokens=50.0)
     """

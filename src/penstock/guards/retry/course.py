@@ -82,6 +82,7 @@ class Course:
         patient: Whether it waits for a circuit breaker and for the quota, as items of a fan-out do.
 
     Example:
+        >>> import random
         >>> from penstock._core.failure import Failure
         >>> course = Course(RetryOptions(), random.Random(7), max_attempts=2, deadline=60.0)
         >>> failure = Failure(kind=FailureKind.RATE_LIMITED, retry_after_s=90.0)
