@@ -58,7 +58,9 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_server() -> None:
         assert process.stderr is not None
         said = ""
         while "The others" not in said:
-            said += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said += line
         process.send_signal(signal.SIGINT)
         said += process.stdout.read()
         assert (process.wait(10), process.stderr.read()) == (130, "")
