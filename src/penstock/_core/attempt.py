@@ -257,10 +257,8 @@ class Attempt:
         return True
 
     async def _note_error(self, http: httpx2.Response) -> None:
-        if self.call.kind is RequestKind.MESSAGES and not http.is_closed and not http.is_stream_consumed:
-            http.stream = Bounded(http, self.call.max_response_bytes)
         try:
-            await http.aread()
+            await read_whole(http)
         except (httpx2.RequestError, httpx2.StreamError, InvalidStream, ResponseTooLarge):
             # The body broke off or is nonsense, but the status is known, and says enough. A body that counts as not
             # read lets the SDK tell the status without it.
