@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio.lowlevel
 
 from penstock.batch.ask import fitted
-from penstock.batch.digests import DigestSet
 from penstock.batch.items import Item, name_of, read_item
-from penstock.batch.request_digest import RequestDigest
+from penstock.batch.journal.digests import DigestSet
+from penstock.batch.journal.request import RequestDigest
 from penstock.batch.result import FanOutResult
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from penstock.batch.journal_lines import write_line
+from penstock.batch.journal.lines import write_line
 from penstock.cli.run.thread import OneThread
 
 if TYPE_CHECKING:

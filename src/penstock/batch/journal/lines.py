@@ -6,7 +6,7 @@ ignore. A line counts when its newline is there; JSON escapes newlines, so that 
     {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"request": "9f…", "attempts": 1}}
     {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"request": "07…", "attempts": 10}}
 
-`penstock` holds: `request`, the digest of the request (`penstock.batch.request_digest`); `attempts`, `latency_s`,
+`penstock` holds: `request`, the digest of the request (`penstock.batch.journal.request`); `attempts`, `latency_s`,
 `queued_s` and `labels` as in `FanOutResult`; `error`, for an answer that did not fit its `output_format`; `params`, for
 a failed item with `keep_params`.
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from penstock.batch.request_digest import encode_params
+from penstock.batch.journal.request import encode_params
 
 if TYPE_CHECKING:
     from anthropic.types import Message

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import FanOutResult, InvalidOutput
-from penstock.batch.journal_lines import Line, State, is_torn, read_line, write_line
+from penstock.batch.journal.lines import Line, State, is_torn, read_line, write_line
 
 
 def message(text: str = "Hi") -> Message:

@@ -4,7 +4,7 @@ The rule here: a result is in the file before anybody is told of it. `write` han
 that a killed process loses nothing; the disk is synced every `fsync_s` seconds in a thread, so that a power failure
 loses at most what was written since. What stands in the file is never asked again.
 
-A journal is a Message Batches result file (`penstock.batch.journal_lines`), one line an item. Beside it, if there is
+A journal is a Message Batches result file (`penstock.batch.journal.lines`), one line an item. Beside it, if there is
 anything to note, lies `<name>.state` with what a run must remember besides (the ids of message batches). Both hold
 content or lead to it, and are made with mode 0600. One journal of a file can be open at a time.
 
@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 
-from penstock.batch.journal_file import JournalFile
-from penstock.batch.journal_index import Entry, JournalIndex
-from penstock.batch.journal_lines import Line, State, read_line, write_line
-from penstock.batch.journal_notes import JournalNotes
+from penstock.batch.journal.file import JournalFile
+from penstock.batch.journal.index import Entry, JournalIndex
+from penstock.batch.journal.lines import Line, State, read_line, write_line
+from penstock.batch.journal.notes import JournalNotes
 from penstock.batch.result import DeadLetter, FanOutResult
 from penstock.errors import JournalError
 

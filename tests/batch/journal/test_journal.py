@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import FanOutResult, ItemFailed, Journal, JournalError
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 from penstock.testing import Cancelled, VirtualLoop, cancel_at_every_await
 
 if TYPE_CHECKING:
