@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import random
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +17,7 @@ import anyio
 from anthropic import APIRequest, Middleware, omit
 
 from penstock._core.attempt import Attempt, CallNext, Response, http_response_of, open_attempt
+from penstock._core.chance import CHANCE
 from penstock._core.context import current_pin
 from penstock._core.durations import Durations
 from penstock._core.failure import FailureKind
@@ -37,6 +37,7 @@ from penstock.guards.admit.slots import Slots
 from penstock.guards.admit.statistics import AdmitStatistics, KeyStatistics
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from penstock._core.call import Call
@@ -120,7 +121,7 @@ class Admit(Middleware):
         self.options = options_from(AdmitOptions, options, fields)
         self.estimator = Estimator()
         self._observers = observers
-        self._rng = rng or random.Random()
+        self._rng = CHANCE if rng is None else rng
         self._models: dict[str, str] = {}
         self._waits = Durations()
         self._slots = _slots(self.options)
