@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -109,6 +110,43 @@ def test_it_stands_between_pipes(started: Callable[..., subprocess.Popen[bytes]]
     out, err = process.communicate(timeout=WITHIN_S)
     assert (process.returncode, out) == (0, b"")
     assert err.startswith(b"2 answered, 0 failed in ")
+
+
+def test_pipes_that_do_not_wait_are_waited_for(
+    started: Callable[..., subprocess.Popen[bytes]], simulator: Simulator
+) -> None:
+    """All are asked and answered whole, though input, output and messages say 'not now' whenever they would wait."""
+    text = "long " * 40_000
+    simulator.reply(text, times=6)
+    pipes = [os.pipe() for _ in range(3)]
+    for pipe in pipes:
+        for end in pipe:
+            os.set_blocking(end, False)
+    (source, prompts), (results, sink), (messages, told) = pipes
+    process = started("--progress", stdin=source, stdout=sink, stderr=told)
+    for each in (source, sink, told):
+        os.close(each)
+    found: dict[int, bytearray] = {results: bytearray(), messages: bytearray()}
+
+    def read(descriptor: int) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            piece = os.read(descriptor, 30_000)
+            found[descriptor] += piece
+            return not piece
+        return False
+
+    for number in range(6):
+        os.write(prompts, b"Name river %d.\n" % number)
+        threading.Event().wait(0.02)
+    os.close(prompts)
+    for descriptor in found:
+        wait_until(lambda descriptor=descriptor: read(descriptor))
+        os.close(descriptor)
+    assert process.wait(WITHIN_S) == 0
+    answers = [json.loads(line) for line in found[results].splitlines()]
+    assert sorted(answer["custom_id"] for answer in answers) == list("012345")
+    assert all(answer["result"]["message"]["content"][0]["text"] == text for answer in answers)
+    assert b"6 answered, 0 failed in " in found[messages]
 
 
 def test_it_ends_when_its_reader_does(started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
