@@ -31,9 +31,9 @@ async def full_pools() -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         try:
             for _ in range(64):
-                loop.run_in_executor(None, go_on.wait)
+                loop.run_in_executor(None, go_on.wait, 60)
             for _ in range(int(anyio.to_thread.current_default_thread_limiter().total_tokens)):
-                group.start_soon(anyio.to_thread.run_sync, go_on.wait)
+                group.start_soon(anyio.to_thread.run_sync, lambda: go_on.wait(60))
             await anyio.wait_all_tasks_blocked()
             yield
         finally:
