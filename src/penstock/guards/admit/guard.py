@@ -124,6 +124,7 @@ class Admit(Middleware):
         self._rng = CHANCE if rng is None else rng
         self._models: dict[str, str] = {}
         self._waits = Durations()
+        self._clock: Callable[[], float] | None = None
         self._slots = _slots(self.options)
         self._priorities = {**PRIORITY_WEIGHTS, **self.options.priority_weights}
         self.use_keys(keys)
@@ -160,6 +161,7 @@ class Admit(Middleware):
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Wait, send with the key that was given, and take in what the answer says of the quota."""
         with open_attempt(request) as attempt:
+            self._clock = attempt.call.clock
             if not _CREDENTIALS.isdisjoint(name.lower() for name in request.headers):
                 # A call that brings its own credentials spends from a quota that isn't ours.
                 attempt.sent = True
@@ -262,8 +264,8 @@ class Admit(Middleware):
         self.line.wake()
 
     def statistics(self) -> AdmitStatistics:
-        """Return the line, the keys and the quotas as they stand now; needs the event loop that they live in."""
-        now = anyio.current_time()
+        """Return the line, the keys and the quotas as they stand now; inside an event loop or outside."""
+        now = self._now()
         wait = self._waits.statistics()
         return AdmitStatistics(
             concurrency=self._slots.total,
@@ -273,8 +275,15 @@ class Admit(Middleware):
             admitted=wait.count,
             wait=wait,
             keys=tuple(KeyStatistics.of(key, now=now) for key in self.pool.keys),
-            quotas={quota.name: quota.statistics() for quota in self.pool.quotas.values()},
+            quotas={quota.name: quota.statistics(now=now) for quota in self.pool.quotas.values()},
         )
+
+    def _now(self) -> float:
+        try:
+            return asyncio.get_running_loop().time()
+        except RuntimeError:
+            # The time of the loop in which it was used last; before any request, nothing depends on it.
+            return 0.0 if self._clock is None else self._clock()
 
 
 def _slots(options: AdmitOptions) -> Slots:
