@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,7 @@ def test_pipes_that_do_not_wait_are_waited_for(
         threading.Event().wait(0.02)
     os.close(prompts)
     for descriptor in found:
-        wait_until(lambda descriptor=descriptor: read(descriptor))
+        wait_until(partial(read, descriptor))
         os.close(descriptor)
     assert process.wait(WITHIN_S) == 0
     answers = [json.loads(line) for line in found[results].splitlines()]
