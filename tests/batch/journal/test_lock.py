@@ -92,6 +92,30 @@ def test_a_worker_keeps_no_lock(family: tuple[subprocess.Popen[str], list[int]],
     file.close()
 
 
+BY_C = """
+import ctypes, os, pathlib, signal, sys
+from penstock.batch.journal.file import JournalFile
+
+path = pathlib.Path(sys.argv[1])
+file = JournalFile(path)
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    ctypes.CDLL(None).pause()
+try:
+    file.close()
+    JournalFile(path).close()
+finally:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.slow
+def test_one_that_forks_behind_python_s_back_keeps_no_lock_either(tmp_path: Path) -> None:
+    """Such as a server written in C: its child closes nothing, but whoever closes the file in order has unlocked it."""
+    subprocess.run([sys.executable, "-c", BY_C, tmp_path / "a"], check=True, timeout=60)
+
+
 FORKED = """
 import anyio, json, os, pathlib, sys
 from penstock import FanOutResult, Journal, JournalError
