@@ -49,12 +49,19 @@ else:
 class _Reader(io.RawIOBase):
     """Reads a file from a place of its own: the place of a descriptor is shared with every forked process."""
 
-    def __init__(self, file: LockedFile, start: int) -> None:
+    def __init__(self, file: LockedFile) -> None:
         self._file = file
-        self._at = start
+        self._at = 0
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset if whence == os.SEEK_SET else self._at + offset
+        return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # it is what a BufferedReader gives
         data = _read_at(self._file.fileno(), len(buffer), self._at)
@@ -78,12 +85,13 @@ class JournalFile:
         JournalError: It can't be opened, or another writes it.
     """
 
-    __slots__ = ("_file", "broken", "made", "path", "size")
+    __slots__ = ("_file", "_reader", "broken", "made", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
         self.broken: JournalError | None = None
         self.made = False
+        self._reader: io.BufferedReader | None = None
         with self._explained():
             self._file = self._opened()
             try:
@@ -163,17 +171,20 @@ class JournalFile:
         """Return every line and where it begins; the last may lack its newline."""
         with self._explained():
             start = 0
-            for raw in self._from(0):
+            for raw in self._read():
                 yield start, raw
                 start += len(raw)
 
     def line_at(self, start: int) -> bytes:
         """Return the line that begins at `start`."""
         with self._explained():
-            return self._from(start).readline()
+            if self._reader is None:
+                self._reader = self._read()
+            self._reader.seek(start)
+            return self._reader.readline()
 
-    def _from(self, start: int) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._file, start), _PIECE)
+    def _read(self) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._file), _PIECE)
 
     def sync(self) -> None:
         """Have the disk hold all that was written.
@@ -213,7 +224,7 @@ class JournalFile:
                 beside.unlink(missing_ok=True)
                 raise
             self.close()
-            self._file, self.size = file, os.fstat(file.fileno()).st_size
+            self._reader, self._file, self.size = None, file, os.fstat(file.fileno()).st_size
             self._sync_folder()
 
     def _sync_folder(self) -> None:
