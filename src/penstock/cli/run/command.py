@@ -20,7 +20,6 @@ from penstock.cli.run.feed import Feed
 from penstock.cli.run.interrupt import Interruptible
 from penstock.cli.run.lines import BadInput
 from penstock.cli.run.output import Output, OutputFailed
-from penstock.cli.run.pipes import patient_stderr
 from penstock.cli.run.report import Watch, explained, shown
 from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, settings_of
 from penstock.client import Client
@@ -55,11 +54,6 @@ def run(options: RunOptions, arguments: Sequence[str]) -> int:
         The exit code: 0 if all were answered, 1 if some weren't, 2 for bad input or what else must be mended first, 130
         after Ctrl-C, 143 after SIGTERM, 141 if whoever read the output has left.
     """
-    with patient_stderr():
-        return _run(options, arguments)
-
-
-def _run(options: RunOptions, arguments: Sequence[str]) -> int:
     try:
         check_options(options)
         with closing(open_input(options.input)) as source:
