@@ -17,9 +17,9 @@ import anyio.lowlevel
 
 from penstock._core.own_task import OwnTask
 from penstock.batch.ask import fitted
-from penstock.batch.digests import DigestSet
 from penstock.batch.items import Item, name_of, read_item
-from penstock.batch.request_digest import RequestDigest
+from penstock.batch.journal.digests import DigestSet
+from penstock.batch.journal.request import RequestDigest
 from penstock.batch.result import FanOutResult
 
 if TYPE_CHECKING:
