@@ -102,6 +102,8 @@ def making(  # noqa: PLR0917 - one of each
 
 def refused() -> None:
     """What would fail when run is told before."""
+    from penstock import Clinet  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: F401
+
     Client(concurency=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Client(transport="curl")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client(sdk=anthropic.Anthropic())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -109,6 +111,8 @@ def refused() -> None:
         pass
     with penstock.labels(priority="urgent"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         pass
+    penstock.Clinet  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    penstock.verbs  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
     Settings().concurrency = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
