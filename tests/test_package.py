@@ -20,6 +20,7 @@ import penstock
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(penstock.__file__).parent
+EXPORTED: list[str] = vars(penstock)["__all__"]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 LATE = {
     "asyncpg",
@@ -80,8 +81,8 @@ def test_checkers_are_told_the_names_that_are_there() -> None:
     """Every export is told to type checkers, is there when it is run, and is the same thing from the same place."""
     told = names_for_checkers()
     names = {name: module for name, module in told.items() if module != "penstock"}
-    assert set(penstock.__all__) == names.keys()
-    assert len(penstock.__all__) == len(names)
+    assert set(EXPORTED) == names.keys()
+    assert len(EXPORTED) == len(names)
     for name, module in names.items():
         assert getattr(penstock, name) is getattr(importlib.import_module(module), name)
     for name in told.keys() - names.keys():
@@ -114,7 +115,7 @@ def test_a_misspelt_name_is_an_error_that_says_what_is_meant(line: str, meant: s
 
 def test_public_names_exist_and_are_documented() -> None:
     """Every name of `penstock.__all__` can be imported, and `help()` says what it is."""
-    objects = {name: getattr(penstock, name) for name in penstock.__all__}
+    objects = {name: getattr(penstock, name) for name in EXPORTED}
     undocumented = [name for name, thing in objects.items() if callable(thing) and not inspect.getdoc(thing)]
     assert not undocumented
 
