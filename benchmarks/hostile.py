@@ -27,12 +27,14 @@ from penstock import Client, RetryOptions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from anthropic.types import MessageParam
+
 MIB: Final = 1024 * 1024
 HOLD_MS: Final = 20.0
 LINEAR: Final = 2.6
 HELD_MB: Final = 160.0
 GIVEN_UP_S: Final = 60
-MESSAGES: Final = [{"role": "user", "content": "Hello"}]
+MESSAGES: Final[list[MessageParam]] = [{"role": "user", "content": "Hello"}]
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 START: Final = (
     b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant",'

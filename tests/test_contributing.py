@@ -1,4 +1,4 @@
-"""The newcomer's guide is true: its picture is the tree, and its guard can be built as it says."""
+"""The newcomer's guide is true: its picture is the tree, and its verb and its guard can be built as it says."""
 
 from __future__ import annotations
 
@@ -98,9 +98,10 @@ def test_the_picture_fits_a_terminal() -> None:
     assert max(len(line) for line in picture()) <= 80
 
 
-def blocks() -> list[tuple[str, str, str]]:
-    """The guide's blocks that change a file: kind, path and text."""
-    return [(block["kind"], block["path"], block["text"]) for block in FENCED.finditer(GUIDE)]
+def blocks(heading: str = "Build a guard from nothing") -> list[tuple[str, str, str]]:
+    """The blocks under a heading of the guide that change a file: kind, path and text."""
+    section = GUIDE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [(block["kind"], block["path"], block["text"]) for block in FENCED.finditer(section)]
 
 
 def changed(text: str, hunk: str) -> str:
@@ -140,7 +141,8 @@ def run(folder: Path, *arguments: str) -> str:
 def copied(tmp_path: Path) -> Path:
     """A copy of what the tutorial changes, and of the tests that speak of it."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests" / "guards").mkdir(parents=True)
+    for folder in ("guards", "messages"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in ("conftest.py", "test_errors.py", "test_settings.py", "test_chain.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
@@ -172,6 +174,29 @@ def test_the_guard_touches_what_the_guide_says() -> None:
     source = {path.removeprefix("src/penstock/") for path in touched if path.startswith("src/")}
     assert source == {"guards/restrict_models.py", "errors.py", "chain.py", "settings.py"}
     assert touched - {f"src/penstock/{name}" for name in source} == {*TESTS[:3], "alone.py"}
+
+
+@pytest.mark.slow
+def test_the_verb_that_is_added_works(copied: Path) -> None:
+    """The guide's blocks: it works alone and as a method of the client, with one signature and one docstring."""
+    for block in blocks("Add a verb"):
+        follow(copied, *block)
+    assert " passed" in run(copied, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/messages/test_count.py")
+
+
+def test_a_verb_touches_two_files() -> None:
+    """The module that does the work, and `verbs.py`; everything else is a test."""
+    touched = {path for _, path, _ in blocks("Add a verb")}
+    assert {path for path in touched if path.startswith("src/")} == {
+        "src/penstock/messages/count.py",
+        "src/penstock/verbs.py",
+    }
+    assert {path for path in touched if not path.startswith("src/")} == {"tests/messages/test_count.py"}
+
+
+def test_every_block_stands_under_one_of_the_two_headings() -> None:
+    """None is left that nobody tries."""
+    assert len(blocks()) + len(blocks("Add a verb")) == len(list(FENCED.finditer(GUIDE)))
 
 
 def test_the_guards_code_is_written_as_ours_is() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -20,9 +22,16 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md")
 TOLD_OF_TODAY = [page for page in PAGES if page != "CHANGELOG.md"]
 FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(?<![\w/.-])penstock(?:\.[A-Za-z_]\w*)+")
-# What the text itself says is not there: a guard that the reader builds, files that a user names.
-BUILT_BY_THE_READER = ("src/penstock/guards/restrict_models.py", "tests/guards/test_restrict_models.py")
-NO_MODULES = frozenset({"penstock.toml", "penstock.guards.restrict_models"})
+# What the text itself says is not there: a guard and a verb that the reader builds, files that a user names.
+BUILT_BY_THE_READER = (
+    "src/penstock/guards/restrict_models.py",
+    "tests/guards/test_restrict_models.py",
+    "src/penstock/messages/count.py",
+    "tests/messages/test_count.py",
+)
+NO_MODULES = frozenset({"penstock.toml", "penstock.guards.restrict_models", "penstock.messages.count"})
+# What a page shows to explain how it works, saying that it is internal.
+SHOWN_TO_EXPLAIN = {"docs/admission.md": {"penstock.guards.admit.fair_queue"}}
 PATHS = re.compile(r"(?<![\w/])((?:src/penstock|tests|benchmarks|docs)/[\w./-]*\w/?)")
 # Within the package, as pages for its developers write it.
 ROOMS = re.compile(r"`((?:\w+/)*\w+(?:\.py|/))`")
@@ -131,3 +140,36 @@ def test_every_public_package_is_listed() -> None:
     listed = re.findall(r"^\| `penstock\.(\w+)", section, re.MULTILINE)
     found = [module.name for module in pkgutil.iter_modules([str(PACKAGE)]) if not module.name.startswith("_")]
     assert sorted(listed) == sorted(found)
+
+
+def public_paths() -> set[str]:
+    """The modules that the page of the design says one imports from; in `guards`, each guard's."""
+    section = text_of("docs/design.md").partition("## What is public")[2].partition("\nThe other names at the top")[0]
+    rows = re.findall(r"^\| `penstock.*$", section, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(penstock(?:\.\w+)*)`", row)}
+    guards = {f"penstock.guards.{guard.name}" for guard in pkgutil.iter_modules([str(PACKAGE / "guards")])}
+    return guards | {name for name in named if importlib.util.find_spec(name)}
+
+
+def imports_of(page: str) -> set[str]:
+    """The modules of the package from which a page's examples import."""
+    lines = re.findall(r"^ *(?:from (penstock[\w.]*) import|import (penstock[\w.]*))", text_of(page), re.MULTILINE)
+    return {one or other for one, other in lines}
+
+
+@pytest.mark.parametrize("page", [page for page in TOLD_OF_TODAY if page != "CONTRIBUTING.md"])
+def test_examples_import_from_what_is_public(page: str) -> None:
+    """Nothing that a user copies leans on a file that may move: the page of the design lists what is kept."""
+    assert imports_of(page) <= public_paths() | SHOWN_TO_EXPLAIN.get(page, set())
+
+
+def test_what_is_public_lists_what_it_offers() -> None:
+    """Each public module names in `__all__` what is kept, and each can be loaded."""
+    for path in public_paths() - {"penstock.costs", "penstock.observe", "penstock.content", "penstock.guards"}:
+        assert vars(importlib.import_module(path))["__all__"], path
+
+
+def test_the_attributes_of_the_package_are_public() -> None:
+    """`penstock.streaming` needs no import of its own; what is not on the list does."""
+    parts = {name for name in dir(penstock) if inspect.ismodule(getattr(penstock, name))}
+    assert {f"penstock.{part}" for part in parts} == {path for path in public_paths() if path.count(".") == 1}

@@ -279,7 +279,7 @@ class TestLeft:
 
         async def main() -> None:
             async with opened() as our:
-                results = kind.of(our, ["x"] * 12)
+                results: Any = kind.of(our, ["x"] * 12)
                 await asyncio.create_task(results.__aenter__())
                 things = await asyncio.create_task(everything(results, kind))
                 await asyncio.create_task(results.__aexit__(None, None, None))

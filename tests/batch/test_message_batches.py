@@ -404,7 +404,7 @@ async def test_it_runs_once_and_inside_its_block(virtual_time: VirtualTime) -> N
         with pytest.raises(TypeError, match="requests must be"):
             claude.batch("One prompt", model=MODEL)
         with pytest.raises(TypeError, match="on_progress must be"):
-            claude.batch([], model=MODEL, on_progress=anyio.sleep)
+            claude.batch([], model=MODEL, on_progress=anyio.sleep)  # type: ignore[arg-type]
         results = claude.batch(["One"], model=MODEL, max_tokens=9)
         assert repr(results) == "<MessageBatches 0 read, 0 delivered, <Batches, not begun>>"
         with pytest.raises(RuntimeError, match="inside"):

@@ -179,10 +179,10 @@ class TestResume:
     async def test_a_custom_id_that_comes_twice_is_an_error(self, path: Path) -> None:
         """Named; the first one is asked and kept."""
         simulator = Simulator()
-        for options in ({}, {"journal": path}):
+        for journal in (None, path):
             items: list[Any] = [request("a"), request("a", "other"), "x", request("2")]
             async with governed(simulator) as claude:
-                results = await claude.map(items, model=MODEL, **options)
+                results = await claude.map(items, model=MODEL, journal=journal)
             assert [result.ok for result in results] == [True, False, True, False]
             assert "item 1 has the custom_id 'a', as one before it has" in str(results[1].error)
             assert "item 3 has the custom_id '2'" in str(results[3].error)

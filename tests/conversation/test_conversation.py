@@ -25,6 +25,8 @@ from penstock.simulator import Simulator
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anthropic.types import ThinkingConfigEnabledParam
+
     from penstock.testing.plugin import VirtualTime
 
 MODEL = "claude-sonnet-5-5"
@@ -313,7 +315,7 @@ class TestBudgets:
 
     async def test_thinking_that_is_asked_for_needs_its_tokens(self, simulator: Simulator) -> None:
         """`max_tokens` is never lowered to what leaves no window for an answer after it."""
-        thinking = {"type": "enabled", "budget_tokens": 1024}
+        thinking: ThinkingConfigEnabledParam = {"type": "enabled", "budget_tokens": 1024}
         async with simulator.client() as sdk:
             chat = Conversation(sdk, model="claude-haiku-4-5", token_budget=1_300, max_tokens=2_000, thinking=thinking)
             await chat.send("x")

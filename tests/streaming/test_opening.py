@@ -77,7 +77,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="on_abandon must be one of close, drain"):
         stream(SDK, **PARAMS, on_abandon="leave")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="output_config="):
-        stream(SDK, **PARAMS, output_format={"type": "object"})
+        stream(SDK, **PARAMS, output_format={"type": "object"})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no JSON schema"):
         stream(SDK, **PARAMS, output_format=type("Odd", (), {}))
 

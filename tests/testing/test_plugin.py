@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 pytest_plugins = ["pytester"]
 
@@ -111,3 +110,49 @@ async def test_the_fixtures_work_in_this_very_suite(simulator: object, virtual_t
     """Both fixtures come from the installed plugin, without any import."""
     assert type(simulator).__name__ == "Simulator"
     assert type(virtual_time).__name__ == "VirtualTime"
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_what_pytest_asyncio_would_run_in_real_time_is_refused(pytester: pytest.Pytester, mode: str) -> None:
+    """With a sentence that says what to do; what anyio's plugin runs goes on as without it, and so does the rest."""
+    options: tuple[str, ...] = (f"--asyncio-mode={mode}",)
+    if find_spec("pytest_asyncio") is None:
+        # As its plugin does: it has this name, and marks what it runs.
+        pytester.makeconftest(
+            f"""
+            import inspect, pytest
+
+            def pytest_configure(config):
+                config.pluginmanager.register(object(), "asyncio")
+                config.addinivalue_line("markers", "asyncio: run by pytest-asyncio")
+
+            def pytest_collection_modifyitems(items):
+                for item in items:
+                    if {mode == "auto"} and inspect.iscoroutinefunction(item.obj):
+                        item.add_marker("asyncio")
+            """
+        )
+        options = ()
+    pytester.makepyfile(
+        """
+        import anyio, asyncio, pytest
+        from penstock.testing import VirtualLoop
+
+        @pytest.mark.asyncio
+        async def test_marked_asyncio(virtual_time):
+            await anyio.sleep(10_000)
+
+        @pytest.mark.anyio
+        async def test_marked_anyio(virtual_time):
+            await anyio.sleep(10_000)
+            assert isinstance(asyncio.get_running_loop(), VirtualLoop)
+
+        @pytest.mark.asyncio
+        def test_sync(virtual_time):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-W", "ignore", *options)
+    refused = 1 if mode == "strict" else 2
+    result.assert_outcomes(passed=3 - refused, errors=refused)
+    result.stdout.fnmatch_lines("virtual_time needs anyio's pytest plugin*pytest.mark.anyio*")

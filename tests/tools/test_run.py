@@ -17,6 +17,8 @@ from penstock.tools.state import Ask
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from anthropic.types import ToolChoiceAutoParam
+
     from penstock.simulator import Simulator
     from penstock.testing.plugin import VirtualTime
 
@@ -169,7 +171,7 @@ class TestRun:
         """It is the caller's."""
         simulator.reply(use("get_weather", city="Rome"))
         async with simulator.client() as sdk:
-            choice = {"type": "auto", "disable_parallel_tool_use": True}
+            choice: ToolChoiceAutoParam = {"type": "auto", "disable_parallel_tool_use": True}
             await run_tools(sdk, "Hello", tools=[get_weather], tool_choice=choice, **PARAMS)
         assert [body["tool_choice"] for body in bodies(simulator)] == [choice, choice]
 

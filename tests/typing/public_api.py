@@ -10,7 +10,7 @@ import anthropic
 from anthropic import AsyncAnthropic, AsyncStream
 from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
-from anthropic.types.beta import BetaMessage
+from anthropic.types.beta import BetaMessage, BetaMessageParam
 
 import penstock
 from penstock import (
@@ -49,15 +49,17 @@ from penstock import (
     UnknownPrice,
     tool,
 )
-from penstock.batch.fan_out import FanOut
+from penstock.batch import FanOut, MessageBatches
 from penstock.events import CallEnded, Event
-from penstock.streaming import Stream
+from penstock.streaming import Stream, StreamManager
 from penstock.testing import Cancelled, cancel_at_every_await
 from penstock.tools import ToolFinished
 
 if TYPE_CHECKING:
     from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
     from anthropic.lib.vertex import AsyncAnthropicVertex
+    from anthropic.types.beta.message_create_params import MessageCreateParamsBase as BetaMessageCreateParamsBase
+    from anthropic.types.message_create_params import MessageCreateParamsBase
 
 MESSAGES: list[anthropic.types.MessageParam] = [{"role": "user", "content": "Hello"}]
 
@@ -102,6 +104,8 @@ def making(  # noqa: PLR0917 - one of each
 
 def refused() -> None:
     """What would fail when run is told before."""
+    from penstock import Clinet  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: F401
+
     Client(concurency=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Client(transport="curl")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client(sdk=anthropic.Anthropic())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -109,6 +113,8 @@ def refused() -> None:
         pass
     with penstock.labels(priority="urgent"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         pass
+    penstock.Clinet  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    penstock.verbs  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
     Settings().concurrency = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -135,6 +141,38 @@ async def using() -> None:
         assert_type(await claude.close(), None)
 
 
+async def streaming(claude: Client, messages: list[BetaMessageParam]) -> None:
+    """A stream takes what the SDK's does, of both interfaces, and nothing else."""
+    assert_type(claude.stream(model="m", max_tokens=9, messages=MESSAGES), StreamManager)
+    async with claude.stream(
+        model="m",
+        max_tokens=9,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        system=[{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        tools=[{"name": "f", "input_schema": {"type": "object"}}],
+        stop_sequences=["x"],
+        metadata=anthropic.omit,
+        timeout=anthropic.NOT_GIVEN,
+        extra_headers={"x": "y"},
+        extra_query=None,
+        extra_body={"new": 1},
+        on_abandon="drain",
+    ) as stream:
+        assert_type(stream, Stream)
+    claude.stream(model="m", max_tokens=9, messages=messages, betas=["b"], output_format=Message)
+    claude.stream(model="m", max_token=9, messages=MESSAGES)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    claude.stream(model="m", max_tokens=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    claude.stream(model="m", max_tokens="9", messages=MESSAGES)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    claude.stream(model="m", max_tokens=9, messages=[{"role": "tool", "content": "x"}])  # type: ignore[list-item, misc]  # pyright: ignore[reportArgumentType]
+
+
+def passing_on(claude: Client, theirs: MessageCreateParamsBase, of_beta: BetaMessageCreateParamsBase) -> None:
+    """Whatever is legal for the SDK is legal here: its own types are taken as they are."""
+    assert_type(claude.stream(**theirs), StreamManager)
+    assert_type(claude.stream(**of_beta), StreamManager)
+
+
 def counting(claude: Client) -> None:
     """One frozen snapshot, typed to its leaves."""
     statistics = claude.statistics()
@@ -155,7 +193,11 @@ async def many_at_once(claude: Client, prompts: AsyncIterator[str]) -> None:
             assert_type(result.error, Exception | None)
             assert_type(result.ok, bool)
             assert_type(result.to_dict(), dict[str, object])
-    assert_type(await claude.map(["One?"], model="m"), list[FanOutResult])
+    assert_type(await claude.map(["One?"], model="m", concurrency=5), list[FanOutResult])
+    assert_type(claude.batch(["One?"], model="m", journal="run.jsonl", thinking={"type": "adaptive"}), MessageBatches)
+    claude.fan_out(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    claude.batch(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await claude.map(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     mixed: list[str | dict[str, Any]] = ["One?", {"custom_id": "a", "params": {"messages": MESSAGES}}]
     assert_type(await claude.map(mixed), list[FanOutResult])
     claude.fan_out(["One?"], order="random")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -199,6 +241,9 @@ async def with_tools(claude: Client) -> None:
             if isinstance(event, ToolFinished):
                 assert_type(event.seconds, float)
     add("a", 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await claude.run_tools("x", tools=[], thinking={"type": "disabled"}, max_cost_usd=1, container=anthropic.omit)
+    await claude.run_tools("x", tools=[], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    claude.tool_loop("x", tools=[], max_parralel_tools=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await claude.run_tools("x", tools=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
@@ -226,6 +271,11 @@ async def conversing(claude: Client) -> None:
     assert_type(chat.statistics().context_tokens, int)
     Conversation(AsyncAnthropic(), model="m", messages=chat.messages, tools=[{"name": "f", "input_schema": {}}])
     Conversation(AsyncAnthropic(), model="m", overflow="forget")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    claude.conversation(
+        tools=[get_weather], approve=approve, tool_timeout_s=5, thinking={"type": "adaptive"}, timeout=9
+    )
+    claude.conversation(max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    claude.conversation(thinking={"type": "enabled"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await chat.send("x", on_truncation="again")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -7,10 +7,11 @@ price, within a day.
 
 from __future__ import annotations
 
+from penstock.batch.ask_all import ask_all
 from penstock.batch.fan_out import FanOut
 from penstock.batch.journal import Journal
 from penstock.batch.message_batches import MessageBatches
 from penstock.batch.progress import Progress
 from penstock.batch.result import DeadLetter, FanOutResult
 
-__all__ = ["DeadLetter", "FanOut", "FanOutResult", "Journal", "MessageBatches", "Progress"]
+__all__ = ["DeadLetter", "FanOut", "FanOutResult", "Journal", "MessageBatches", "Progress", "ask_all"]

@@ -7,7 +7,7 @@ the caller's own leaves as itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import anyio
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anyio.abc import TaskGroup
 
+    from penstock._core.params import ItemParams
     from penstock.batch.journal import Journal
     from penstock.batch.progress import OnProgress
     from penstock.batch.run import Work
@@ -41,7 +42,7 @@ class FanOut(Run):
         sdk: The client that sends them, governed or not.
         requests: Plain prompts, or requests as Message Batches takes them (`custom_id`, `params`; also `labels`); an
             iterable or async iterable, read lazily.
-        concurrency: Items started at once, 1 or more.
+        concurrency: Items started at once, 1 or more; as a verb of a client, its own `concurrency` by default.
         order: `"completed"`, or `"input"` to keep the order; that holds back at most `concurrency` results.
         fail_fast: Raise the first failure instead of giving it as a result.
         max_failures: Raise `TooManyFailures` when more items have failed: a count from 0 up, or a share between 0 and 1
@@ -57,7 +58,8 @@ class FanOut(Run):
         on_progress: Told how far it is, with a `Progress`, every second and at the end.
         total: Items in all, where `requests` doesn't tell by its length.
         quota_use: Tells the share of the rate limits that is in use, for the progress.
-        **params: Of `messages.create`, for every item; an item's own `params` win.
+        **params: Of `messages.create`, for every item; an item's own `params` win. As a verb of a client, `model` and
+            `max_tokens` are its settings by default.
 
     Raises:
         ValueError: A bad `concurrency`, `order` or `max_failures`, or an option that needs a journal without one.
@@ -65,10 +67,16 @@ class FanOut(Run):
             `on_progress` is a coroutine function.
 
     Example:
+        >>> from penstock import Client
         >>> async def main() -> None:
-        ...     async with FanOut(claude.sdk, ["One", "Two"], model="claude-haiku-5-5", max_tokens=100) as results:
-        ...         async for result in results:
-        ...             print(result.custom_id, result.ok)
+        ...     async with (
+        ...         Client() as claude,
+        ...         claude.fan_out(["One?", "Two?"], model="claude-haiku-5-5") as results,
+        ...     ):
+        ...         print(sorted([result.custom_id async for result in results if result.ok]))
+        >>> import anyio
+        >>> anyio.run(main)
+        ['0', '1']
     """
 
     _NAME = "fan_out"
@@ -92,7 +100,7 @@ class FanOut(Run):
         on_progress: OnProgress | None = None,
         total: int | None = None,
         quota_use: Callable[[], float | None] | None = None,
-        **params: Any,
+        **params: Unpack[ItemParams],
     ) -> None:
         options = RunOptions(
             journal=journal,

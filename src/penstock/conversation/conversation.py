@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack, cast
 
 import anthropic
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anthropic.types import MessageParam
 
     from penstock._core.usage import Usage
-    from penstock.conversation.options import OnTruncation, Overflow
+    from penstock.conversation.options import ConversationParams, OnTruncation, Overflow
     from penstock.conversation.reply import Reply
     from penstock.costs.spending import CacheTTL
     from penstock.messages.history import Content
@@ -57,7 +57,8 @@ class Conversation:
 
     Args:
         client: A `Client`, or an `AsyncAnthropic`, governed or not.
-        model: Who answers.
+        model: Who answers. As a verb of a client, this, `max_tokens`, `system` and `token_budget` are its settings by
+            default, and `max_iterations` is its `max_tool_iterations`.
         max_tokens: What an answer may take, 1 or more; each `send` may say otherwise.
         system: The system prompt. It never changes.
         messages: A history to begin with, as the SDK takes it.
@@ -88,7 +89,7 @@ class Conversation:
         InvalidHistory: The `messages` are not what the API takes.
         pydantic.ValidationError: An option is out of its range; it is also a `ValueError`.
         TypeError: The `client` is none, a tool can't be used, or one of `params` doesn't exist or isn't the caller's.
-        ValueError: Two tools have the same name, or the system prompt is empty.
+        ValueError: There is no model, two tools have the same name, or the system prompt is empty.
 
     Example:
         >>> import anthropic
@@ -106,7 +107,7 @@ class Conversation:
         self,
         client: AnyClient,
         *,
-        model: str,
+        model: str | None = None,
         max_tokens: int = 8192,
         system: str | SystemPrompt | None = None,
         messages: Iterable[MessageParam] = (),
@@ -124,8 +125,11 @@ class Conversation:
         summary_max_tokens: int = 4096,
         cache_ttl: CacheTTL | None = "5m",
         id: str | None = None,  # noqa: A002 - the name of the attribute
-        **params: Any,
+        **params: Unpack[ConversationParams],
     ) -> None:
+        model = given_or(model, None)
+        if model is None:
+            raise ValueError("a conversation needs a model: give model=…, or set the client's `model`")
         told = {
             "model": model,
             "max_tokens": max_tokens,
@@ -337,7 +341,7 @@ class Conversation:
         *,
         system: str | SystemPrompt | None = None,
         tools: Iterable[AnyTool] | None = None,
-        **params: Any,
+        **params: Unpack[ConversationParams],
     ) -> Self:
         """Return a conversation that was saved.
 

@@ -17,13 +17,26 @@ from anthropic.resources.beta import AsyncMessages as AsyncBetaMessages
 from pydantic import ConfigDict, Field, model_validator
 
 from penstock._core.options import Options
+from penstock._core.params import MoreParams
 from penstock.costs.spending import CacheTTL
 from penstock.messages.blocks import plain
+from penstock.tools.params import BoundParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NOT_SAVED", "SUMMARY_PROMPT", "ConversationOptions", "OnTruncation", "Overflow", "checked_params"]
+    from penstock._core.params import Left
+    from penstock.tools.events import Approve
+
+__all__ = [
+    "NOT_SAVED",
+    "SUMMARY_PROMPT",
+    "ConversationOptions",
+    "ConversationParams",
+    "OnTruncation",
+    "Overflow",
+    "checked_params",
+]
 
 NOT_SAVED: Final = frozenset({"extra_body", "extra_headers", "extra_query", "mcp_servers", "timeout"})
 """What may hold credentials, or belongs to a connection, is not saved; it is given again."""
@@ -72,6 +85,13 @@ class ConversationOptions(Options):
 
 
 # More parameters of each request
+
+
+class ConversationParams(BoundParams, MoreParams, total=False):
+    """What a conversation hands on: to the requests, to its streams, and to what runs functions."""
+
+    approve: Approve | Left | None
+    stream_idle_timeout_s: float | Left | None
 
 
 def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
     from anthropic import AsyncAnthropic
-    from anthropic.types import Message
+    from anthropic.types import Message, MessageParam
     from anthropic.types.beta import BetaMessage
 
     from penstock._core.usage import Usage
@@ -174,7 +174,7 @@ class Requests:
         """
         at_least = min(max_tokens, WORTH_TOKENS)
         allowed = self.spending.allow(model, input_tokens=input_tokens, max_tokens=max_tokens, at_least=at_least)
-        messages = [{"role": "user", "content": prompt}]
+        messages: list[MessageParam] = [{"role": "user", "content": prompt}]
         manager = stream(self.sdk, model=model, max_tokens=allowed, system=system, messages=messages)
         with labels(request_type="summary"):
             return await self._read(manager, model)  # type: ignore[return-value]

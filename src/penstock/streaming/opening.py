@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Unpack, get_args
 
 import anthropic
 from pydantic import TypeAdapter
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from penstock._core.background import Background
+    from penstock._core.params import StreamParams
 
 __all__ = ["OnAbandon", "StreamManager", "stream"]
 
@@ -141,7 +142,7 @@ def stream(
     stream_idle_timeout_s: float | None = 300.0,
     on_abandon: OnAbandon = "close",
     background: Background | None = None,
-    **params: Any,
+    **params: Unpack[StreamParams],
 ) -> StreamManager:
     """Stream a message: `async with` it, iterate over its text or its events, ask for the final message.
 

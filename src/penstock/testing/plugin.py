@@ -13,6 +13,7 @@ pytest plugin that ships in anyio; `pytest.mark.anyio` does no harm. `simulator`
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -54,6 +55,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         backend = pytest.param(("asyncio", {"loop_factory": VirtualLoop}), id="virtual")
         # A mark, because pytest gives way to it where the fixture has parameters of its own, as anyio's has.
         metafunc.definition.add_marker(pytest.mark.parametrize("anyio_backend", [backend]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a test that asks for `virtual_time` and that pytest-asyncio would run, in real time."""
+    if isinstance(item, pytest.Function) and "virtual_time" in item.fixturenames and _is_of_pytest_asyncio(item):
+        pytest.fail(
+            "virtual_time needs anyio's pytest plugin, and pytest-asyncio would run this test, in real time: mark it "
+            "pytest.mark.anyio and set asyncio_mode = strict, or switch pytest-asyncio off (-p no:asyncio)",
+            pytrace=False,
+        )
+
+
+def _is_of_pytest_asyncio(item: pytest.Function) -> bool:
+    """Whether it is pytest-asyncio that runs a test: one that is marked so, by itself in its auto mode."""
+    return (
+        item.config.pluginmanager.hasplugin("asyncio")
+        and item.get_closest_marker("asyncio") is not None
+        and inspect.iscoroutinefunction(item.obj)
+    )
 
 
 @pytest.fixture

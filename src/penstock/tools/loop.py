@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from penstock.tools.events import Approve, ToolEvent
     from penstock.tools.outcome import ToolRun
+    from penstock.tools.params import LoopParams
     from penstock.tools.registry import AnyTool, Tools
     from penstock.tools.transcript import Prompt
 
@@ -72,7 +73,7 @@ class ToolLoop:
         *,
         tools: Iterable[AnyTool] | Tools,
         approve: Approve | None = None,
-        **params: Any,
+        **params: Unpack[LoopParams],
     ) -> None:
         self._drive = Drive(sdk, prompt, tools=tools, approve=approve, params=params)
         self._events: deque[ToolEvent | _Text] = deque()

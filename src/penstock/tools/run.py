@@ -6,7 +6,7 @@ are asked for again when they break off; what came whole but can't be understood
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 import anyio
 
@@ -24,7 +24,7 @@ from penstock.tools.registry import Tools
 from penstock.tools.state import Ask, End, LoopState, RunCalls, ToolOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.events import Approve, Emit, ToolEvent
     from penstock.tools.outcome import ToolRun
+    from penstock.tools.params import LoopParams
     from penstock.tools.registry import AnyTool
     from penstock.tools.transcript import Prompt
 
@@ -65,7 +66,7 @@ class Drive:
         *,
         tools: Iterable[AnyTool] | Tools,
         approve: Approve | None,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
     ) -> None:
         for name, instead in _NOT_OURS.items():
             if name in params:
@@ -195,7 +196,7 @@ async def run_tools(
     *,
     tools: Iterable[AnyTool] | Tools,
     approve: Approve | None = None,
-    **params: Any,
+    **params: Unpack[LoopParams],
 ) -> ToolRun:
     """Ask the model, run the tools that it calls, all of a turn at once, tell it the results, until it needs no more.
 
@@ -208,7 +209,8 @@ async def run_tools(
         approve: Awaited before a call runs; returns whether it may: a bool, `Allow`, `Deny` or `Answer`. The calls of
             a turn are asked about at the same time.
         **params: The fields of `ToolOptions` (`max_iterations`, `tool_timeout_s`, …), and parameters of
-            `messages.create` (`model`, `max_tokens`, `system`, …), or of `beta.messages.create`.
+            `messages.create` (`model`, `max_tokens`, `system`, …), or of `beta.messages.create`. As a verb of a client,
+            `model`, `max_tokens` and `max_iterations` are its settings by default.
 
     Returns:
         The last reply, the transcript, and what it took.

@@ -8,7 +8,7 @@ which they come.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from penstock.batch.message_batches.engine import Batches
 from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from penstock._core.params import ItemParams
     from penstock.batch.items import Request
     from penstock.batch.journal import Journal
     from penstock.batch.progress import OnProgress
@@ -49,12 +50,13 @@ class MessageBatches(Run):
             haven't got done is cancelled and asked live, at full price.
         live_s: Seconds before the deadline when that happens, above 0; a tenth of `deadline_s` by default, and at
             least a minute. If it is `deadline_s` or more, there are no batches at all.
-        concurrency: Of what is asked live, 1 or more.
+        concurrency: Of what is asked live, 1 or more; as a verb of a client, its own `concurrency` by default.
         progress: Show progress on the standard error: a bar in a terminal, else a line every five seconds.
         on_progress: Told how far it is, with a `Progress`, every second and at the end.
         total: Items in all, where `requests` doesn't tell by its length.
         rng: Source of jitter.
-        **params: Of `messages.create`, for every item; an item's own `params` win.
+        **params: Of `messages.create`, for every item; an item's own `params` win. As a verb of a client, `model` and
+            `max_tokens` are its settings by default.
 
     Raises:
         ValueError: A number is out of its range.
@@ -62,12 +64,16 @@ class MessageBatches(Run):
             `on_progress` is a coroutine function.
 
     Example:
+        >>> from penstock import Client
         >>> async def main() -> None:
-        ...     async with MessageBatches(
-        ...         claude.sdk, ["One", "Two"], model="claude-haiku-5-5", max_tokens=9
-        ...     ) as results:
-        ...         async for result in results:
-        ...             print(result.custom_id, result.ok)
+        ...     async with (
+        ...         Client() as claude,
+        ...         claude.batch(["One?", "Two?"], model="claude-haiku-5-5", poll_s=0.05) as results,
+        ...     ):
+        ...         print(sorted([result.custom_id async for result in results if result.ok]))
+        >>> import anyio
+        >>> anyio.run(main)
+        ['0', '1']
     """
 
     _NAME = "batch"
@@ -93,7 +99,7 @@ class MessageBatches(Run):
         on_progress: OnProgress | None = None,
         total: int | None = None,
         rng: random.Random | None = None,
-        **params: Any,
+        **params: Unpack[ItemParams],
     ) -> None:
         options = RunOptions(
             journal=journal,
