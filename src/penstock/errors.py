@@ -399,6 +399,33 @@ def _too_many_failures(failed: int, finished: int) -> TooManyFailures:
     return TooManyFailures(failed=failed, finished=finished)
 
 
+class AccountRefused(PenstockError):
+    """A run was stopped, because the API refused the account that it asks with, one item after the other.
+
+    The items can be asked again once that is mended: a journal doesn't count them as failed.
+
+    Attributes:
+        items: Items in a row that were refused.
+        reason: The API's own words, or the name of the error.
+    """
+
+    def __init__(self, *, items: int, reason: str) -> None:
+        super().__init__(
+            f"the last {items} items were refused because of the key or its organization, not because of what they "
+            f"ask: {reason}. Nothing more was started; once that is mended, run it again."
+        )
+        self.items = items
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made again from its data."""
+        return _account_refused, (self.items, self.reason)
+
+
+def _account_refused(items: int, reason: str) -> AccountRefused:
+    return AccountRefused(items=items, reason=reason)
+
+
 class ToolLoopLimit(PenstockError):
     """A tool loop reached one of its caps; every call of a tool that the model made is answered in the transcript.
 
