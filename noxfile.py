@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -37,6 +38,11 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "types", "imports", "coverage", "docs"]
 logging.getLogger("python_discovery").setLevel(logging.WARNING)  # older releases of nox show its search
 
+# Many a test starts an interpreter, and each would compile the SDK's 3,000 modules again, or all tests: pip compiles
+# what it installs, uv only if it is told to, and where Python is told to write no bytecode, nobody else ever does.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["UV_COMPILE_BYTECODE"] = "1"
+
 PROJECT = nox.project.load_toml("pyproject.toml")
 WHEELS = Path(".nox", "wheel")
 LOCKED = Path("requirements")
@@ -55,8 +61,10 @@ NEWEST = PRESENT[-1]
 OLDEST = PRESENT[0]
 DEFAULT = RUNNING if RUNNING in PRESENT else NEWEST
 
+# One worker a core; whoever has none left takes over tests of another, so that no core idles behind a few long ones.
+EVERYTHING = ["-n", "auto", "--dist=worksteal"]
 # All that can be tried between two edits. Hypothesis tries fewer examples: the profile is in `tests/conftest.py`.
-QUICK = ["-n", "auto", "-m", "not slow and not lengthy", "--hypothesis-profile=quick"]
+QUICK = [*EVERYTHING, "-m", "not slow and not lengthy", "--hypothesis-profile=quick"]
 # What a release that we have not met yet may bring and must not fail for: it is shown. Anything else stays an error.
 # On the command line these come after `filterwarnings` of `pyproject.toml`, and the last one counts.
 SHOW_DEPRECATIONS = [
@@ -141,7 +149,7 @@ def chosen_tests(session: nox.Session) -> list[str]:
     """Return the arguments for pytest of a session that takes `quick`, any other, or none for all tests."""
     if session.posargs == ["quick"]:
         return QUICK
-    return session.posargs or ["-n", "auto"]
+    return session.posargs or EVERYTHING
 
 
 def exported(*, groups: Sequence[str] = (), extras: Sequence[str] = (), project: bool = True) -> list[str]:
@@ -172,7 +180,7 @@ def tests(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", *session.posargs)
     elif session.python == NEWEST:
         session.run("coverage", "erase")
-        session.run("coverage", "run", "-m", "pytest", "-n", "auto")
+        session.run("coverage", "run", "-m", "pytest", *EVERYTHING)
     else:
         session.run("python", "-m", "pytest", *QUICK)
     passed.append(str(session.python))
@@ -182,8 +190,7 @@ def tests(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Run what one runs between two edits: all tests but the slow ones, on one Python, in less than a minute."""
     install_wheel(session, "test")
-    # Where Python is told to write no bytecode, every run would compile all tests anew: 10 s.
-    session.run("python", "-m", "pytest", *QUICK, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": None})
+    session.run("python", "-m", "pytest", *QUICK, *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -182,14 +182,14 @@ def main(*, brief: bool) -> int:
     seeds = range(1, 2 if brief else 6)
     targets = [*BINDING.values(), *map(paced, BINDING.values())]
     if brief:
-        targets = [replace(one, requests=500) for one in BINDING.values()]
+        targets = [replace(one, requests=150) for one in BINDING.values()]
     spending("Share of the quota that is used", both_ways(targets), seeds, verdicts)
     if not brief:
         spending("Beyond the targets", beyond(), seeds)
-    waiting = 2000 if brief else 10_000
+    waiting = 1000 if brief else 10_000
     interactive(seeds, waiting, 10 if brief else 100, 200 if brief else 3000, verdicts)
     fair(seeds, waiting, verdicts)
-    costs(1 if brief else 5, (100, 1000) if brief else (1000, 10_000, 100_000), 400 if brief else 20_000, verdicts)
+    costs(1 if brief else 5, (50, 200) if brief else (1000, 10_000, 100_000), 100 if brief else 20_000, verdicts)
     return int(verdicts.missed > 0 and not brief)
 
 

@@ -2,7 +2,7 @@
 
 For each kind of answer: the longest time between two turns of the event loop while it is read (target: 20 ms), the
 CPU of twice the length against that of the length (linear: 2), and the most memory that it takes. Each kind runs in a
-process of its own (all in one, with `--quick`), which is ended after a while, so that one that hangs is told as one.
+process of its own (but for `--quick`), which is ended after a while, so that one that hangs is told as one.
 At last, how long a reader waits for the end of an answer whose connection stays open.
 """
 
@@ -34,7 +34,6 @@ HOLD_MS: Final = 20.0
 LINEAR: Final = 2.6
 HELD_MB: Final = 160.0
 GIVEN_UP_S: Final = 60
-GIVEN_UP_QUICKLY_S: Final = 60
 MESSAGES: Final[list[MessageParam]] = [{"role": "user", "content": "Hello"}]
 PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 START: Final = (
@@ -208,19 +207,14 @@ async def measure(name: str, scale: float) -> dict[str, float]:
     return {"hold_ms": hold * 1e3, "growth": growth, "half_s": cpu[0], "cpu_s": cpu[1], "held_mb": held / 1e6}
 
 
-def measured(names: Sequence[str], scale: float, within_s: float) -> dict[str, dict[str, float]]:
-    """The same for some kinds, in a process of their own; the one that was given up has no figures."""
-    figures: dict[str, dict[str, float]] = {}
-    while names:
-        command = [sys.executable, __file__, "--kinds", str(scale), *names]
-        try:
-            printed = subprocess.run(command, check=True, capture_output=True, timeout=within_s).stdout
-        except subprocess.TimeoutExpired as ended:
-            printed = ended.stdout or b""
-        told = [json.loads(line) for line in printed.decode().splitlines()]
-        figures |= zip(names, told, strict=False)
-        names = names[len(told) + 1 :]
-    return figures
+def measured(name: str) -> dict[str, float] | None:
+    """The same, in a process of its own; no figures if it was given up."""
+    command = [sys.executable, __file__, "--kind", name]
+    try:
+        printed = subprocess.run(command, check=True, capture_output=True, timeout=GIVEN_UP_S).stdout
+    except subprocess.TimeoutExpired:
+        return None
+    return dict(json.loads(printed))
 
 
 async def wait_for_end_ms() -> float:
@@ -251,21 +245,19 @@ async def wait_for_end_ms() -> float:
 def main() -> None:
     """Measure all kinds, and print what came out."""
     settle_environment()
-    if sys.argv[1:2] == ["--kinds"]:
-        for name in sys.argv[3:]:
-            print(json.dumps(anyio.run(measure, name, float(sys.argv[2]))), flush=True)
+    if sys.argv[1:2] == ["--kind"]:
+        print(json.dumps(anyio.run(measure, sys.argv[2], 1.0)))
         return
     print(machine())
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float] | None]
     if quick(__doc__):
-        figures = measured(list(KINDS), 0.005, GIVEN_UP_QUICKLY_S)
+        figures = {name: anyio.run(measure, name, 0.005) for name in KINDS}
     else:
-        for name in KINDS:
-            figures |= measured([name], 1.0, GIVEN_UP_S)
+        figures = {name: measured(name) for name in KINDS}
     rows: list[list[str]] = []
     target = f"≤ {HOLD_MS:.0f} ms, ≤ {LINEAR}, ≤ {HELD_MB:.0f} MB"
     for name in KINDS:
-        found = figures.get(name)
+        found = figures[name]
         if found is None:
             rows.append([name, "given up", "", "", "", "", target, "✗"])
             continue

@@ -232,8 +232,8 @@ async def main(*, brief: bool) -> None:
     burst: Effort = {**short, "requests": 300, "warm_up": 60}
     paced: Effort = {**short, "requests": 2 * STREAMS, "concurrency": STREAMS, "warm_up": STREAMS}
     if brief:
-        long = short = burst = {"rounds": 2, "requests": 60, "concurrency": CONCURRENCY, "warm_up": 24}
-        paced = {"rounds": 1, "requests": 10, "concurrency": 10, "warm_up": 10}
+        long = short = burst = {"rounds": 1, "requests": 12, "concurrency": CONCURRENCY, "warm_up": 4}
+        paced = {"rounds": 1, "requests": 4, "concurrency": 4, "warm_up": 2}
     with fast_server() as url, request_log() as log:
         async with AsyncExitStack() as stack:
             bench = Bench(url, stack)

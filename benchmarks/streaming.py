@@ -111,11 +111,11 @@ def read(claude: AsyncAnthropic, opened: Any, wanted: str, *, final: bool = Fals
 
 async def cpu(url: str, *, brief: bool) -> None:
     """Compare the CPU of a delta, paced and all at once."""
-    deltas = 30 if brief else DELTAS
+    deltas = 15 if brief else DELTAS
     for title, pause_ms, most in (("one event each 10 ms, 60 streams", 10, 0.25), ("all at once", 0, 0.12)):
         effort = {"rounds": 7, "requests": STREAMS, "concurrency": STREAMS, "warm_up": STREAMS}
         if brief:
-            effort = {"rounds": 1, "requests": 10, "concurrency": 10, "warm_up": 10}
+            effort = {"rounds": 1, "requests": 4, "concurrency": 4, "warm_up": 2}
         async with anyio.create_task_group() as group:
             clients = {
                 name: (await group.start(_keep, make, f"{url}/{deltas}/{pause_ms}"), opened)
@@ -179,7 +179,7 @@ async def first_tokens(make: Any, opened: Any, url: str, streams: int) -> list[f
 
 async def time_to_first_token(url: str, *, brief: bool) -> None:
     """Compare the time to the first token of 200 streams that begin at once."""
-    streams, runs = (20, 1) if brief else (200, 5)
+    streams, runs = (5, 1) if brief else (200, 5)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     names = list(VARIANTS)
     for run in range(runs):

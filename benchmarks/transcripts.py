@@ -44,7 +44,7 @@ async def with_tools(number: int) -> list[str]:
 
 async def main(*, brief: bool) -> None:
     """Run all, and tell."""
-    rows = [await with_tools(50 if brief else TOOL_RUNS)]
+    rows = [await with_tools(15 if brief else TOOL_RUNS)]
     header = ("conversations", "number", "requests", "how runs ended", "refused", "target", "")
     table(f"Refused by the protocol ({machine()})", header, rows)
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import ssl
+from typing import TYPE_CHECKING
 
+import certifi
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Shared machines stall for seconds, so no deadline; in CI the examples are the same in every run.
 settings.register_profile("default", deadline=None)
@@ -20,6 +26,17 @@ settings.load_profile(PROFILE)
 def anyio_backend() -> str:
     """Async tests run on asyncio, the loop that the package is written for."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing here is encrypted, and to load all certificates, as each client does, takes longer than most tests."""
+    known = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
+    one = tmp_path_factory.mktemp("tls") / "one.pem"
+    one.write_text(ssl.DER_cert_to_PEM_cert(known[0]), encoding="ascii")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(one))
+        yield
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,8 @@ import pytest
 from anthropic.types import Message
 
 from penstock import FanOutResult, InvalidOutput
-from penstock.batch.ask import Asker, ask, fitted
+from penstock.batch.ask import ask, fitted
+from penstock.batch.fan_out import FanOut
 from penstock.batch.items import read_item
 from penstock.batch.journal import Journal
 from penstock.batch.output_format import OutputFormat
@@ -31,16 +32,6 @@ class Prompt(str):  # noqa: SLOT000 - with slots it could not be watched
 def message(text: str) -> Message:
     """An answer."""
     return Message.construct(content=[{"type": "text", "text": text}], stop_reason="end_turn")
-
-
-async def test_it_is_warm_once_an_item_is_answered(simulator: Simulator) -> None:
-    """What was not asked warms nothing."""
-    asker = Asker(simulator.client(), None, journal=None, warm_cache=True)
-    item = read_item(0, "x")
-    await asker.finish(FanOutResult(custom_id="a", index=0, error=ValueError("no")))
-    assert repr(asker) == "<Asker cold>"
-    assert (await asker.finish(replace(item, params={**item.params, **COMMON}))).ok
-    assert repr(asker) == "<Asker warm>"
 
 
 async def test_a_failure_is_freed_with_its_result(simulator: Simulator) -> None:
@@ -87,8 +78,7 @@ async def test_an_answer_that_is_no_message_is_a_failure(body: str, tmp_path: Pa
 
     http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
     async with anthropic.AsyncAnthropic(api_key="sk-x", http_client=http) as sdk, Journal(tmp_path / "run") as journal:
-        item = read_item(0, "x")
-        asker = Asker(sdk, None, journal=journal, warm_cache=False)
-        result = await asker.finish(replace(item, params={**item.params, **COMMON}))
+        async with FanOut(sdk, ["x"], journal=journal, **COMMON) as results:
+            (result,) = [result async for result in results]
         assert (result.ok, result.message, str(result.error)) == (False, None, "the API's answer is no message")
         assert (journal.answered, journal.failed) == (0, 1)

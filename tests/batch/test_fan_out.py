@@ -175,9 +175,9 @@ class TestResults:
     async def test_repr_tells_how_far_it_is(self, simulator: Simulator) -> None:
         """Started, delivered, and how many work on it."""
         async with governed(simulator) as claude, claude.fan_out(["a", "b"], model=MODEL) as results:
-            assert repr(results) == "<FanOut 0 started, 0 delivered, 1 workers>"
+            assert repr(results) == "<FanOut 0 read, 0 delivered, <Live, 1 workers>>"
             _ = [each async for each in results]
-            assert repr(results) == "<FanOut 2 started, 2 delivered, 0 workers>"
+            assert repr(results) == "<FanOut 2 read, 2 delivered, <Live, 3 workers>>"
 
 
 class TestRequests:

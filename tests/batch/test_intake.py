@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 async def everything(intake: Intake) -> list[Item | FanOutResult]:
     """Read to the end."""
     read: list[Item | FanOutResult] = []
+    intake.begin()
     while (ready := await intake.next()) is not None:
         read.append(ready)
+    await intake.end()
     return read
 
 

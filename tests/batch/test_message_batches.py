@@ -239,7 +239,7 @@ async def test_an_async_input_and_a_client_that_nobody_governs_will_do(virtual_t
         simulator.client() as sdk,
         MessageBatches(sdk, given(), model=MODEL, max_tokens=100, rng=random.Random(1)) as results,
     ):
-        assert repr(results).startswith("<MessageBatches <Run batches, <Intake ")
+        assert repr(results).startswith("<MessageBatches 0 read, 0 delivered, <Batches batches, ")
         check_all([result async for result in results], 3)
     assert len(made(simulator)) == 1
     posts = asked(simulator, "POST")
@@ -406,7 +406,7 @@ async def test_it_runs_once_and_inside_its_block(virtual_time: VirtualTime) -> N
         with pytest.raises(TypeError, match="on_progress must be"):
             claude.batch([], model=MODEL, on_progress=anyio.sleep)  # type: ignore[arg-type]
         results = claude.batch(["One"], model=MODEL, max_tokens=9)
-        assert repr(results) == "<MessageBatches, not begun>"
+        assert repr(results) == "<MessageBatches 0 read, 0 delivered, <Batches, not begun>>"
         with pytest.raises(RuntimeError, match="inside"):
             await anext(results)
         with pytest.raises(RuntimeError, match="inside"):

@@ -359,15 +359,6 @@ class TestFaults:
             assert simulator.in_flight == 0
         assert virtual_time.now() < 5
 
-    async def test_a_worker_that_comes_after_the_end_asks_nothing(self, path: Path) -> None:
-        """It may have been started in the same turn of the loop."""
-        simulator = Simulator()
-        async with governed(simulator) as claude, claude.fan_out(["x"] * 9, model=MODEL, journal=path) as results:
-            results._break(JournalError(str(path), "full"))
-            with pytest.raises(JournalError, match="full"):
-                await anext(results)
-        assert len(simulator.journal) == 0
-
     async def test_a_journal_that_is_taken_away_ends_the_run(self, path: Path, virtual_time: VirtualTime) -> None:
         """It is noticed within the interval of syncing."""
         seen: list[str] = []
@@ -442,7 +433,8 @@ class TestFaults:
             # Nothing that was written is asked again.
             assert len(simulator.journal) <= len(items) + len(items) - len(written)
 
-        assert await cancel_at_every_await(scenario, how=how) > 5
+        # On entry, at each result, and on leaving: all the rest is not the caller's.
+        assert await cancel_at_every_await(scenario, how=how) >= 5
 
 
 async def collect(results: AsyncIterator[FanOutResult], seen: list[str]) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def output(script: str, *arguments: str) -> str:
-    """What a quick run of a benchmark prints."""
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.slow
-def test_a_quick_run_judges_every_target() -> None:
+def test_a_quick_run_judges_every_target(printed: Callable[..., str]) -> None:
     """Each limit, the backlog, the largest request and the cost of the line get a verdict, and no request is lost."""
-    printed = output("admission.py")
-    judged = [line for line in printed.splitlines() if line.endswith(("| ✓ |", "| ✗ |"))]
+    output = printed("admission.py")
+    judged = [line for line in output.splitlines() if line.endswith(("| ✓ |", "| ✗ |"))]
     assert [sum(line.startswith(f"| {name}") for line in judged) for name in ("requests", "input", "output")] == [
         2,
         2,
@@ -32,10 +25,10 @@ def test_a_quick_run_judges_every_target() -> None:
 
 
 @pytest.mark.slow
-def test_peers_that_are_not_there_are_said_to_be_left_out() -> None:
+def test_peers_that_are_not_there_are_said_to_be_left_out(printed: Callable[..., str]) -> None:
     """The comparison runs with what is installed, and names the rest."""
-    printed = output("peers.py", "--only", "penstock")
-    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][2:]
+    output = printed("peers.py", "--only", "penstock")
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")][2:]
     assert [row[0].strip("| ") for row in rows if row[1] not in ("left out", "not installed")] == [
         "penstock, told nothing"
     ]

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["hostile.py", "imports.py", "overhead.py", "streaming.py", "tools.py", "transcripts.py"]
 )
-def test_a_quick_run_ends_well_and_judges_every_target(script: str) -> None:
+def test_a_quick_run_ends_well_and_judges_every_target(script: str, printed: Callable[..., str]) -> None:
     """A benchmark runs to its end, with all its checks, and prints a verdict beside each target."""
-    command = [sys.executable, str(BENCHMARKS / script), "--quick"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    judged = [line for line in output.splitlines() if "≤" in line]
+    judged = [line for line in printed(script).splitlines() if "≤" in line]
     assert judged
     assert all(line.endswith(("| ✓ |", "| ✗ |")) for line in judged)
 
 
 @pytest.mark.slow
-def test_other_libraries_that_are_not_installed_are_said_to_be() -> None:
+def test_other_libraries_that_are_not_installed_are_said_to_be(printed: Callable[..., str]) -> None:
     """Every peer has its row in each table, and what it does or that it isn't there; ours repeats what it can."""
-    command = [sys.executable, str(BENCHMARKS / "streaming_peers.py"), "--quick"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line[:1] == "|"]
+    lines = printed("streaming_peers.py").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
     for peer in (
         "SDK, default client",
         "SDK over aiohttp",

@@ -63,6 +63,7 @@ def package(folder: Path, **sources: str) -> dict[str, dict[str, object]]:
     return names
 
 
+@pytest.mark.slow
 def test_a_run_tells_every_figure_and_judges_every_target(
     house: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_run_tells_every_figure_and_judges_every_target(
         assert told in printed
 
 
+@pytest.mark.slow
 def test_the_same_request_is_told_the_same_each_time(house: ModuleType) -> None:
     """Nothing of the machine is in the figures: neither its speed nor the moment."""
     first, second = (anyio.run(house.walks, backend_options={"loop_factory": VirtualLoop}) for _ in range(2))

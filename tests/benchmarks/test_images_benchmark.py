@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "images.py"
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.slow
-def test_a_quick_run_judges_every_target() -> None:
+def test_a_quick_run_judges_every_target(printed: Callable[..., str]) -> None:
     """How late the event loop comes and how much memory grows get a verdict, one at a time and all at once."""
-    command = [sys.executable, str(BENCHMARK), "--quick"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    judged = [line for line in printed.splitlines() if line.endswith(("| ✓ |", "| ✗ |"))]
+    judged = [line for line in printed("images.py").splitlines() if line.endswith(("| ✓ |", "| ✗ |"))]
     assert [line.split("|")[1].strip() for line in judged] == ["one at a time", "all at once"] * 2

@@ -10,7 +10,6 @@ import contextlib
 import json
 import select
 import socket
-import ssl
 import struct
 import threading
 import tracemalloc
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import anthropic
 import anyio
 import anyio.lowlevel
-import certifi
 import httpx2
 import pytest
 
@@ -606,17 +604,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def wire() -> Wire:
     """Streams, and clients that they are answered to."""
     return Wire()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here is encrypted, and to load all certificates takes longer than most tests."""
-    known = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
-    one = tmp_path_factory.mktemp("tls") / "one.pem"
-    one.write_text(ssl.DER_cert_to_PEM_cert(known[0]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(one))
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """One item of a fan-out asked: a request, and what came of it as a result.
 
-The rule here: whatever goes wrong with the request is the result, and never raised; a cancellation is no result. A
-result is in the journal before it is given.
+The rule here: whatever goes wrong with the request is the result, and never raised; a cancellation is no result.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import httpx2
 from anthropic.types import Message
 
 from penstock._core.context import Patience, Priority, current_labels, labels, on_call_end, patience
-from penstock.batch.result import FanOutResult, is_final
+from penstock.batch.result import FanOutResult
 from penstock.errors import InvalidOutput
 
 if TYPE_CHECKING:
@@ -25,14 +24,9 @@ if TYPE_CHECKING:
 
     from penstock._core.context import EndedCall
     from penstock.batch.items import Item
-    from penstock.batch.journal import Journal
     from penstock.batch.output_format import OutputFormat
-    from penstock.batch.progress import Tally
 
-__all__ = ["Asker", "ask", "fitted"]
-
-# How often the first item is sent alone before the others go with a cold cache.
-_WARM_UPS: Final = 3
+__all__ = ["ask", "fitted"]
 
 _PATIENCE: Final = Patience(max_attempts=10)
 
@@ -42,72 +36,6 @@ _SHORT_TOKENS: Final = 8192
 _TOKENS_PER_S: Final = 128_000 / 3600
 _SHORT_S: Final = 600.0
 _CONNECT_S: Final = 5.0
-
-
-class Asker:
-    """Asks for items, writes down what came of each, and counts.
-
-    Args:
-        sdk: The client that sends them.
-        output: What the answers are to fit.
-        journal: Where results are written.
-        warm_cache: Whether one item is to be answered before the others are asked.
-
-    Attributes:
-        tally: Counts, if anybody wants to know.
-    """
-
-    def __init__(
-        self, sdk: AsyncAnthropic, output: OutputFormat | None, *, journal: Journal | None, warm_cache: bool
-    ) -> None:
-        self.tally: Tally | None = None
-        self._sdk = sdk
-        self._output = output
-        self._journal = journal
-        self._warm_ups = _WARM_UPS if warm_cache else 0
-
-    def __repr__(self) -> str:
-        return f"<Asker {'warm' if self.warm else 'cold'}>"
-
-    @property
-    def warm(self) -> bool:
-        """Whether several items may be asked at once."""
-        return not self._warm_ups
-
-    def resumed(self, items: int) -> None:
-        """Count items that an earlier run had finished: so many in all."""
-        if self.tally is not None:
-            self.tally.resumed = items
-
-    async def finish(self, ready: Item | FanOutResult) -> FanOutResult:
-        """Return what becomes of an item.
-
-        Args:
-            ready: The item, or what has become of it without asking.
-
-        Raises:
-            JournalError: The result can't be written down.
-        """
-        if isinstance(ready, FanOutResult):
-            if not ready.replayed:
-                self._count(None)
-                self._count(ready)
-            return ready
-        self._count(None)
-        result = await ask(self._sdk, ready, self._output)
-        self._warm_ups = 0 if result.ok else max(self._warm_ups - 1, 0)
-        if self._journal is not None and is_final(result.error):
-            self._journal.write(result, request=ready.request, params=ready.params)
-        self._count(result)
-        return result
-
-    def _count(self, result: FanOutResult | None) -> None:
-        if self.tally is None:
-            return
-        if result is None:
-            self.tally.start()
-        else:
-            self.tally.add(result)
 
 
 async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> FanOutResult:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-__all__ = ["Item", "Request", "name_of", "read_item"]
+from pydantic import BaseModel
+
+__all__ = ["Item", "Request", "copied", "name_of", "read_item"]
 
 Request: TypeAlias = "str | Mapping[str, Any]"
 
@@ -77,7 +79,34 @@ def read_item(index: int, request: object) -> Item:
     wanted = cast("Mapping[str, Any]", params)
     if wanted.get("stream"):
         raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
-    return Item(index=index, custom_id=custom_id, params=wanted, labels=_labels(index, own))
+    return Item(index=index, custom_id=custom_id, params=copied(wanted), labels=_labels(index, own))
+
+
+def copied(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return params as they are now, so that whoever gave them may use the same object for the next ones.
+
+    Example:
+        >>> params = {"messages": [{"role": "user", "content": "one"}]}
+        >>> kept = copied(params)
+        >>> params["messages"][0]["content"] = "two"
+        >>> kept["messages"][0]["content"]
+        'one'
+    """
+    return {name: _copied(value) for name, value in params.items()}
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
+    if isinstance(value, Mapping):
+        return {name: _copied(each) for name, each in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [_copied(each) for each in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        return tuple(map(_copied, cast("tuple[Any, ...]", value)))
+    # A block of an answer; what else there is has nothing inside that changes, or is the SDK's to judge.
+    return value.model_copy(deep=True) if isinstance(value, BaseModel) else value
 
 
 def _labels(index: int, own: object) -> dict[str, str]:

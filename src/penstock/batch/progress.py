@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
@@ -94,7 +94,6 @@ class Tally:
 
     Args:
         total: Items in all, if that is known.
-        now: Time of the event loop at the start.
         quota_use: Tells the share of the fullest rate limit that is in use.
 
     Attributes:
@@ -102,17 +101,19 @@ class Tally:
 
     Example:
         >>> from penstock import FanOutResult
-        >>> tally = Tally(total=2, now=0.0)
+        >>> tally, clock = Tally(total=2), iter([0.0, 2.0])
+        >>> tally.begin(lambda: next(clock))
         >>> tally.start()
         >>> tally.add(FanOutResult(custom_id="a", index=0, error=ValueError("no")))
-        >>> progress = tally.snapshot(now=2.0)
+        >>> progress = tally.snapshot()
         >>> progress.failed, progress.rate_per_s, progress.left_s
         (1, 0.5, 2.0)
     """
 
-    def __init__(self, *, total: int | None, now: float, quota_use: Callable[[], float | None] | None = None) -> None:
+    def __init__(self, *, total: int | None, quota_use: Callable[[], float | None] | None = None) -> None:
         self._total = total
-        self._begun_at = now
+        self._now: Callable[[], float] = float
+        self._begun_at = 0.0
         self._quota_use = quota_use
         self.resumed = 0
         self._started = self._answered = self._failed = self._retried = 0
@@ -121,6 +122,10 @@ class Tally:
 
     def __repr__(self) -> str:
         return f"<Tally {self._answered} answered, {self._failed} failed, {self.resumed} resumed>"
+
+    def begin(self, now: Callable[[], float]) -> None:
+        """Start the clock, which may be asked outside an event loop too."""
+        self._now, self._begun_at = now, now()
 
     def start(self) -> None:
         """Count an item that is being asked."""
@@ -137,9 +142,9 @@ class Tally:
             self._output_tokens += usage.output_tokens
             self._spent.add(result.message.model, usage, result.message)
 
-    def snapshot(self, *, now: float, ended: bool = False) -> Progress:
+    def snapshot(self) -> Progress:
         """Return the counts as they stand."""
-        finished, elapsed_s = self._answered + self._failed, max(now - self._begun_at, 0.0)
+        finished, elapsed_s = self._answered + self._failed, max(self._now() - self._begun_at, 0.0)
         rate = finished / elapsed_s if elapsed_s else 0.0
         cost_usd = self._spent.priced_usd
         left = None if self._total is None else max(self._total - finished - self.resumed, 0)
@@ -158,7 +163,6 @@ class Tally:
             elapsed_s=elapsed_s,
             rate_per_s=rate,
             left_s=left / rate if left is not None and rate else None,
-            ended=ended,
         )
 
 
@@ -166,17 +170,22 @@ class ProgressReporter:
     """Hands snapshots to functions, each at its own pace, and the last one to all.
 
     Args:
-        tally: What is counted.
+        snapshot: Makes one.
         sinks: Functions, and the seconds between two calls of each, more than 0.
     """
 
-    def __init__(self, tally: Tally, sinks: list[tuple[OnProgress, float]]) -> None:
-        self._tally = tally
+    def __init__(self, snapshot: Callable[[], Progress], sinks: list[tuple[OnProgress, float]]) -> None:
+        self._snapshot = snapshot
         self._sinks = sinks
         self._ended = False
 
     def __repr__(self) -> str:
-        return f"<ProgressReporter of {self._tally!r}, {len(self._sinks)} told>"
+        return f"<ProgressReporter, {len(self._sinks)} told>"
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._sinks)
 
     async def run(self) -> None:
         """Tell them until cancelled."""
@@ -185,7 +194,7 @@ class ProgressReporter:
         while True:
             await anyio.sleep_until(min(due))
             now = anyio.current_time()
-            snapshot = self._tally.snapshot(now=now)
+            snapshot = self._snapshot()
             for number, (sink, every_s) in enumerate(self._sinks):
                 if due[number] <= now:
                     due[number] = now + every_s
@@ -195,7 +204,7 @@ class ProgressReporter:
         """Tell them how it ended; only the first call has an effect."""
         if not self._ended:
             self._ended = True
-            snapshot = self._tally.snapshot(now=anyio.current_time(), ended=True)
+            snapshot = replace(self._snapshot(), ended=True)
             for sink, _ in self._sinks:
                 _tell(sink, snapshot)
 

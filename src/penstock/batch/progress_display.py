@@ -106,7 +106,7 @@ def told(progress: Progress) -> str:
 
     Example:
         >>> from penstock.batch.progress import Tally
-        >>> told(Tally(total=None, now=0.0).snapshot(now=1.0))
+        >>> told(Tally(total=None).snapshot())
         '0.0/s, 0 in, 0 out'
     """
     parts = [

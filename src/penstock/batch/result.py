@@ -58,7 +58,8 @@ def is_final(error: Exception | None) -> bool:
         >>> is_final(None), is_final(ValueError("max_tokens")), is_final(ClientClosed("closed"))
         (True, True, False)
     """
-    return not isinstance(error, _OF_THE_MOMENT)
+    unasked = isinstance(error, ItemFailed) and error.result in {"canceled", "expired"}
+    return not unasked and not isinstance(error, _OF_THE_MOMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The tool loop as a stream of events, for interfaces: `ToolLoop`.
 
-The rule here: the loop never waits for whoever looks on. Events that nobody has taken are kept, adjacent text joined,
-so that what is held is at most what the transcript holds. Leaving ends everything that is under way.
+The rule here: the loop belongs to nobody's task, and never waits for whoever looks on. Events that nobody has taken are
+kept, adjacent text joined, so that what is held is at most what the transcript holds. Leaving ends everything that is
+under way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
 
+from penstock._core.own_task import OwnTask
 from penstock.tools.events import TextDelta
 from penstock.tools.run import Drive
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
-    from anyio.abc import TaskGroup
 
     from penstock.tools.events import Approve, ToolEvent
     from penstock.tools.outcome import ToolRun
@@ -80,10 +81,11 @@ class ToolLoop:
         self._over = False
         self._error: Exception | None = None
         self._run: ToolRun | None = None
-        self._group: TaskGroup | None = None
+        self._task = OwnTask("penstock-tool-loop")
+        self._scope: anyio.CancelScope
 
     def __repr__(self) -> str:
-        state = "not entered" if self._group is None else "over" if self._over else "running"
+        state = "not entered" if not self._task.begun else "over" if self._over else "running"
         return f"<ToolLoop {state}, {len(self._events)} events not taken>"
 
     @property
@@ -108,24 +110,21 @@ class ToolLoop:
         Raises:
             RuntimeError: It was entered before.
         """
-        if self._group is not None:
+        if self._task.begun:
             raise RuntimeError("a tool loop runs once; make a new one, from its transcript")
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        self._group.start_soon(self._work)
+        self._scope = anyio.CancelScope()
+        self._task.begin(self._work)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Cancel what is still under way; an exception of the block leaves as it is."""
-        group = self._group
-        if group is None:
+        if not self._task.begun:
             return
-        group.cancel_scope.cancel()
+        self._scope.cancel()
         try:
-            # Without the block's exception, which would come out wrapped in an ExceptionGroup.
-            await group.__aexit__(None, None, None)
+            await self._task.ended()
         finally:
             self._events.clear()
             self._error = None
@@ -136,7 +135,7 @@ class ToolLoop:
 
     async def __anext__(self) -> ToolEvent:
         """Wait for the next event."""
-        if self._group is None:
+        if not self._task.begun:
             raise RuntimeError("use it inside `async with …tool_loop(…) as events:`")
         while not (self._events or self._over):
             self._news.clear()
@@ -153,9 +152,14 @@ class ToolLoop:
 
     async def _work(self) -> None:
         try:
-            self._run = await self._drive.run(self._emit, telling_text=True)
+            with self._scope:
+                self._run = await self._drive.run(self._emit, telling_text=True)
         except Exception as error:  # noqa: BLE001 - raised to whoever iterates, after the events before it
             self._error = error
+        except asyncio.CancelledError:
+            # What is cut short must not look as if it had come to its end.
+            self._error = RuntimeError("the tool loop was cancelled from outside before its end")
+            raise
         finally:
             self._over = True
             self._news.set()

@@ -161,6 +161,7 @@ async def test_what_was_flushed_comes_out_at_once(wbits: int) -> None:
 
 
 @each_way
+@pytest.mark.slow
 async def test_a_bomb_comes_in_small_pieces(encoding: str, compress: Callable[[bytes], bytes]) -> None:
     """64 MB out of 64 kB are never held at once, nor is more made than is asked for."""
     del compress

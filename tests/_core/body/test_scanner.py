@@ -222,6 +222,7 @@ def test_however_it_is_spelled_it_tells_the_same(newline: bytes, space: bytes, n
 @given(words=st.text(), cuts=st.lists(st.integers(min_value=0, max_value=2000)))
 @example(words="event: error", cuts=[])
 @example(words="message_stop", cuts=[400])
+@pytest.mark.lengthy
 def test_no_text_fools_it(words: str, cuts: list[int]) -> None:
     """Whatever the model writes, and however it is cut, only real events count."""
     body = START + OPEN + text(words) + text(words) + CLOSE + DELTA + STOP

@@ -1,7 +1,6 @@
 """What all parts of a run through message batches share: where each request is, and the way of results to the caller.
 
-The rule here: a request is with one batch at a time, or with none, and gets one result. The result is in the journal
-before anybody is told of it.
+The rule here: a request is with one batch at a time, or with none, and gets one result.
 """
 
 from __future__ import annotations
@@ -15,23 +14,19 @@ import anyio.lowlevel
 from penstock.batch.ask import fitted
 from penstock.batch.digests import DigestMap
 from penstock.batch.message_batches.requests import Head, encoded, wire_id
-from penstock.batch.result import FanOutResult, is_final
+from penstock.batch.result import FanOutResult
 from penstock.errors import ItemFailed
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator
 
-    from anyio.streams.memory import MemoryObjectSendStream
-
     from penstock.batch.items import Item
-    from penstock.batch.journal import Journal
     from penstock.batch.message_batches.ledger import Batch, Ledger
     from penstock.batch.message_batches.plan import Plan
     from penstock.batch.message_batches.remote import Remote
     from penstock.batch.message_batches.requests import Spool
-    from penstock.batch.output_format import OutputFormat
-    from penstock.batch.progress import Tally
+    from penstock.batch.run import Work
 
 __all__ = ["AT_A_STRETCH", "NO_BATCH", "Desk", "Stage", "result_of"]
 
@@ -53,10 +48,7 @@ class Desk:
         remote: Asks the API about batches.
         ledger: The batches under way.
         spool: The requests that were read.
-        results: Where results go.
-        journal: Of the run.
-        output: What answers are to fit.
-        tally: Counts, if anybody wants to know.
+        work: The run.
         rng: Source of jitter.
         stage: `batches` until what remains is to be asked live, or not at all.
         places: Where each request is in the spool, and the number of the batch that it is with.
@@ -66,10 +58,7 @@ class Desk:
     remote: Remote
     ledger: Ledger
     spool: Spool
-    results: MemoryObjectSendStream[FanOutResult]
-    journal: Journal | None
-    output: OutputFormat | None
-    tally: Tally | None
+    work: Work
     rng: random.Random
     stage: Stage = "batches"
     places: DigestMap = field(default_factory=DigestMap)
@@ -89,8 +78,6 @@ class Desk:
         head = Head(index=item.index, custom_id=item.custom_id, digest=digest, wire_id=wire, labels=item.labels)
         place = self.spool.add(head, params)
         self.places.put(wire, place, NO_BATCH)
-        if self.tally is not None:
-            self.tally.start()
         return place, wire, len(params)
 
     def assign(self, wire: str, place: int, number: int) -> None:
@@ -109,20 +96,14 @@ class Desk:
     async def deliver(self, place: int, head: Head, result: FanOutResult) -> None:
         """Give a request its result."""
         self.places.put(head.wire_id, place, _FINISHED)
-        result = fitted(result, self.output)
-        if self.journal is not None and _is_worth_a_line(result):
-            params: Any = None if result.ok else self.spool.params(place)
-            self.journal.write(result, request=head.digest, params=params)
-        if self.tally is not None:
-            self.tally.add(result)
-        await self.results.send(result)
+        result = fitted(result, self.work.output)
+        self.work.finish(result, request=head.digest, params=None if result.ok else self.spool.params(place))
+        await self.give(result)
 
-    async def pass_on(self, result: FanOutResult) -> None:
-        """Give an item its result that was never asked for: it can't be, or an earlier run has done so."""
-        if self.tally is not None and not result.replayed:
-            self.tally.start()
-            self.tally.add(result)
-        await self.results.send(result)
+    async def give(self, result: FanOutResult) -> None:
+        """Hand a result over, once there is room for it."""
+        await self.work.room.acquire()
+        self.work.give(result)
 
     async def fail(self, place: int, head: Head, error: Exception, batch: Batch | None = None) -> None:
         """Give a request a failure as its result."""
@@ -191,9 +172,3 @@ def result_of(head: Head, batch: Batch | None, **outcome: Any) -> FanOutResult:
         labels=head.labels,
         **outcome,
     )
-
-
-def _is_worth_a_line(result: FanOutResult) -> bool:
-    """Whether another run must not ask it again."""
-    error = result.error
-    return is_final(error) and not (isinstance(error, ItemFailed) and error.result in {"canceled", "expired"})

@@ -109,7 +109,7 @@ class Submitter:
     async def _ask(self, requests: list[dict[str, Any]], batch: Batch) -> None:
         desk = self._desk
         try:
-            with anyio.CancelScope(shield=desk.journal is None) as self.making:
+            with anyio.CancelScope(shield=desk.work.journal is None) as self.making:
                 made = await desk.remote.make(requests, batch.pin)
                 desk.ledger.made(batch, made.id)
         finally:

@@ -141,8 +141,8 @@ def summary(progress: Progress) -> str:
 
     Example:
         >>> from penstock.batch.progress import Tally
-        >>> summary(Tally(total=2, now=0.0).snapshot(now=1.5))
-        '0 answered, 0 failed in 1.5 s; 0 tokens in, 0 out'
+        >>> summary(Tally(total=2).snapshot())
+        '0 answered, 0 failed in 0.0 s; 0 tokens in, 0 out'
     """
     before = f", {progress.resumed:,} there before" if progress.resumed else ""
     counts = f"{progress.answered:,} answered, {progress.failed:,} failed{before} in {_duration(progress.elapsed_s)}"

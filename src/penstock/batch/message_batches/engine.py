@@ -1,4 +1,4 @@
-"""A run through message batches: reads, submits, follows, and asks live for what batches don't get done in time.
+"""The engine of a run through message batches: submits, follows, and asks live for what they don't get done in time.
 
 The rule here: whoever has a request passes it on or delivers its result, so that the run is over when the input has
 been read and nobody has one; and where the run is cut short, what is left is swept up at the end.
@@ -11,32 +11,44 @@ import math
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 import anyio.lowlevel
 from anthropic.resources.messages import AsyncMessages
 
+from penstock._core.context import current_deadline
 from penstock.batch.fan_out import FanOut
-from penstock.batch.message_batches.desk import AT_A_STRETCH
+from penstock.batch.message_batches.desk import AT_A_STRETCH, Desk
 from penstock.batch.message_batches.follow import Follower
+from penstock.batch.message_batches.ledger import Ledger
+from penstock.batch.message_batches.remote import Remote
+from penstock.batch.message_batches.requests import Spool
 from penstock.batch.message_batches.submit import Submitter
 from penstock.batch.result import FanOutResult
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from contextlib import AsyncExitStack
 
     from anthropic import AsyncAnthropic
     from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+    from penstock.batch.intake import Ready
     from penstock.batch.items import Item, Request
-    from penstock.batch.message_batches.desk import Desk, Stage
+    from penstock.batch.message_batches.desk import Stage
     from penstock.batch.message_batches.ledger import Batch
+    from penstock.batch.message_batches.plan import Plan
     from penstock.batch.message_batches.requests import BatchIntake
+    from penstock.batch.run import Work
 
-__all__ = ["Run"]
+__all__ = ["Batches"]
 
+# Results that may wait for the caller.
+_READY: Final = 64
+_STOPPED_WITHIN_S: Final = 10.0
 # What surrounds a request in the body.
 _AROUND_BYTES: Final = 32
 _LONGEST_WIRE_ID: Final = 64
@@ -55,43 +67,73 @@ class _Chunk:
         self.size_bytes += size_bytes
 
 
-class Run:
-    """The work behind one `async with claude.batch(…)`.
+class Batches:
+    """The engine behind `claude.batch(…)`.
 
     Args:
-        sdk: Asks live.
-        desk: What its parts share.
-        intake: The input.
-        live_at: Time of the event loop from when on what remains is asked live.
+        sdk: Submits, follows, and asks live.
+        plan: How it goes.
+        rng: Source of jitter.
     """
 
-    def __init__(self, sdk: AsyncAnthropic, desk: Desk, intake: BatchIntake, *, live_at: float) -> None:
+    def __init__(self, sdk: AsyncAnthropic, plan: Plan, *, rng: random.Random) -> None:
         self._sdk = sdk
-        self._desk = desk
-        self._intake = intake
-        self._live_at = live_at
+        self._plan = plan
+        self._rng = rng
         self._chunk = _Chunk()
-        self._follower = Follower(desk)
-        self.submitter = Submitter(desk)
-        # Made when the work begins: it may never do so.
+        self.room = _READY
+        self._opened = False
+        # Made when the run is opened, or when the work begins: it may never do so.
+        self._desk: Desk
+        self._live_at = math.inf
+        self._follower: Follower
+        self._submitter: Submitter
         self._to_live: MemoryObjectSendStream[int]
         self._group: TaskGroup
-        self._reading = anyio.CancelScope()
-        intake.on_known = self._known
+        self._reading: anyio.CancelScope
 
     def __repr__(self) -> str:
-        return f"<Run {self._desk.stage}, {self._intake!r}, {self._desk.ledger!r}>"
+        return "<Batches, not begun>" if not self._opened else f"<Batches {self._desk.stage}, {self._desk.ledger!r}>"
+
+    async def open(self, work: Work, stack: AsyncExitStack) -> None:
+        """Take up what an earlier run has left."""
+        spool = stack.enter_context(Spool(None if work.journal is None else work.journal.path.parent))
+        # A deadline around the block is one of the run, too.
+        deadline_at = min(anyio.current_time() + (self._plan.deadline_s or math.inf), current_deadline())
+        left_s = deadline_at - anyio.current_time()
+        live_s = self._plan.live_for(left_s)
+        self._live_at = deadline_at - live_s
+        self._desk = desk = Desk(
+            plan=self._plan,
+            remote=Remote(self._sdk, deadline_at=deadline_at, sending=self._plan.sending),
+            ledger=Ledger(work.journal),
+            spool=spool,
+            work=work,
+            rng=self._rng,
+            stage="live" if live_s >= left_s else "batches",
+        )
+        self._follower, self._submitter = Follower(desk), Submitter(desk)
+        self._reading = anyio.CancelScope()
+        cast("BatchIntake", work.intake).on_known = self._known
+        if work.journal is None:
+            stack.push_async_callback(self._stop)
+        self._opened = True
+
+    def leave(self) -> None:
+        """Allow a batch that is being made, and that nobody would find again, a moment."""
+        if (making := self._submitter.making) is not None:
+            making.deadline = anyio.current_time() + _STOPPED_WITHIN_S
+
+    async def _stop(self) -> None:
+        """Stop what nobody could collect."""
+        self._desk.remote.deadline_at = math.inf
+        with anyio.move_on_after(_STOPPED_WITHIN_S):
+            await self.stop_all()
 
     async def work(self) -> None:
-        """Do it all.
-
-        Raises:
-            Exception: What went wrong.
-        """
+        """Do it all."""
         desk = self._desk
         async with anyio.create_task_group() as helpers:
-            if desk.journal is not None:
-                helpers.start_soon(desk.journal.keep_synced)
             if self._live_at < math.inf:
                 helpers.start_soon(self._watch_clock)
             self._to_live, live = anyio.create_memory_object_stream[int](desk.plan.concurrency)
@@ -122,21 +164,24 @@ class Run:
     # Reading
 
     async def _read(self) -> None:
+        number = 0
         while self._desk.stage != "cancelled" and (found := await self._next()) is not None:
             if isinstance(found, FanOutResult):
-                await self._desk.pass_on(found)
+                await self._desk.give(found)
             else:
                 await self._put(found)
-            if self._desk.tally is not None:
-                self._desk.tally.resumed = self._intake.resumed
-            if self._intake.read % AT_A_STRETCH == 0:
+            number += 1
+            if number % AT_A_STRETCH == 0:
                 await anyio.lowlevel.checkpoint()
         await self._flush()
 
-    async def _next(self) -> Item | FanOutResult | None:
+    async def _next(self) -> Ready | None:
         """Wait for the input, but not beyond the deadline, nor once all is cancelled."""
-        with anyio.CancelScope(deadline=self._desk.remote.deadline_at) as self._reading:
-            return await self._intake.next()
+        work = self._desk.work
+        # An input that never waits is told of to its end.
+        with anyio.CancelScope(deadline=self._desk.remote.deadline_at if work.intake.waits else math.inf) as reading:
+            self._reading = reading
+            return await work.next()
         return None
 
     async def _put(self, item: Item) -> None:
@@ -145,7 +190,9 @@ class Run:
         try:
             place, wire, length = desk.take(item)
         except (TypeError, ValueError) as error:
-            await desk.pass_on(FanOutResult(custom_id=item.custom_id, index=item.index, error=error))
+            result = FanOutResult(custom_id=item.custom_id, index=item.index, error=error)
+            desk.work.tally.add(result)
+            await desk.give(result)
             return
         batch = desk.ledger.restored(wire)
         if batch is not None:
@@ -185,7 +232,7 @@ class Run:
             return
         batch = None
         if self._desk.stage == "batches":
-            batch = await self.submitter.submit(places, attempt=attempt)
+            batch = await self._submitter.submit(places, attempt=attempt)
         if batch is None:
             await self._leave(places)
         else:
@@ -201,7 +248,7 @@ class Run:
 
     async def _follow(self, batch: Batch) -> None:
         """See a batch through; one without an id is looked for, as often as what is found is another's."""
-        while batch.id is not None or await self.submitter.locate(batch):
+        while batch.id is not None or await self._submitter.locate(batch):
             again = await self._follower.follow(batch)
             if again is not None:
                 await self._submit(again, batch.attempt + 1)
@@ -217,8 +264,8 @@ class Run:
 
     async def _over(self, batch: Batch) -> None:
         """Note that a batch is over; not before its results are on the disk as well."""
-        if self._desk.journal is not None:
-            await self._desk.journal.sync()
+        if self._desk.work.journal is not None:
+            await self._desk.work.journal.sync()
         self._desk.ledger.over(batch)
 
     async def _leave(self, places: Iterable[int]) -> None:
