@@ -8,7 +8,6 @@ who closes is cancelled.
 from __future__ import annotations
 
 import os
-import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from anthropic import AsyncAnthropic
 
 from penstock._core.background import Background
+from penstock._core.chance import CHANCE
 from penstock.chain import Chain, build_chain
 from penstock.events import Observer, Observers
 from penstock.governed import SDK, governed_copy, own_sdk, sends_nothing_else
@@ -125,7 +125,7 @@ class Client(Verbs):
             observers=self._observers,
             background=self._background,
             gate=self._lifetime.check_open,
-            rng=random.Random(),
+            rng=CHANCE,
         )
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from penstock import Client, ClientClosed, FanOutResult, ItemFailed, Journal, JournalError, RetryOptions
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 from penstock.simulator import Simulator
 from penstock.simulator.server import serving
 from penstock.testing import Cancelled, cancel_at_every_await

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import secrets
+import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
@@ -46,9 +48,20 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 CallGiveBack: TypeAlias = "Callable[[Call], None]"
 
 _current: ContextVar[Call | None] = ContextVar("penstock_call", default=None)
-_prefix = secrets.token_hex(4)
 _numbers = itertools.count(1)
 _NO_OBSERVERS = Observers()
+_prefix = ""
+
+
+def _begin_ids() -> None:
+    """Name this process: one that is forked goes on counting where its parent was, but under a name of its own."""
+    global _prefix  # noqa: PLW0603 - a process has one
+    _prefix = secrets.token_hex(4)
+
+
+_begin_ids()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_begin_ids)
 
 
 class Call:

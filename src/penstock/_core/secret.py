@@ -20,7 +20,7 @@ import httpx2
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["MaskedStr", "Secret", "bearer", "clean_error", "key_name", "without_secrets"]
+__all__ = ["MaskedStr", "Secret", "bearer", "clean_error", "key_name", "names_credential", "without_secrets"]
 
 _MASKED: Final = "***"
 _NO_BODY: Final = httpx2.ByteStream(b"")
@@ -215,8 +215,11 @@ def clean_error(error: BaseException) -> None:
 @lru_cache(maxsize=1024)
 def _is_withheld(name: bytes) -> bool:
     """Whether a header, by its name in lower case, stays behind: a credential, or what describes the missing body."""
-    if name in _BODY_HEADERS:
-        return True
+    return name in _BODY_HEADERS or names_credential(name)
+
+
+def names_credential(name: bytes) -> bool:
+    """Return whether a header carries a credential, by its name in lower case."""
     return name != b"idempotency-key" and not _CREDENTIAL_WORDS.isdisjoint(name.replace(b"_", b"-").split(b"-"))
 
 

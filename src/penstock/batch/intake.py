@@ -8,6 +8,7 @@ runs in one task, in which nothing else is open, and in which it is closed again
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
@@ -16,9 +17,9 @@ import anyio.lowlevel
 
 from penstock._core.own_task import OwnTask
 from penstock.batch.ask import fitted
-from penstock.batch.digests import DigestSet
 from penstock.batch.items import Item, name_of, read_item
-from penstock.batch.request_digest import RequestDigest
+from penstock.batch.journal.digests import DigestSet
+from penstock.batch.journal.request import RequestDigest
 from penstock.batch.result import FanOutResult
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Ready: TypeAlias = "Item | FanOutResult"
 
 # An input that needs no waiting would hold up everything else while a journal's items are passed over.
 _AT_A_STRETCH: Final = 100
+_logger: Final = logging.getLogger("penstock")
 
 
 class Intake:
@@ -185,7 +187,7 @@ class Intake:
             pass
         finally:
             if generator is not None:
-                await generator.aclose()
+                await _close(generator)
 
     async def _demand(self) -> None:
         """Wait until somebody asks for an item."""
@@ -247,3 +249,24 @@ class Intake:
             return item
         self.resumed += 1
         return fitted(self.journal.read(entry, index=item.index), self._output) if self._replay else None
+
+
+async def _close(generator: AsyncGenerator[Any]) -> None:
+    """Close an input that is left, as it would be closed where a loop over it is left: nobody waits for its errors."""
+    try:
+        await generator.aclose()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a task group makes a group of the `GeneratorExit` that ends it
+        failed = error.split(GeneratorExit)[1] if isinstance(error, BaseExceptionGroup) else error
+        if failed is not None:
+            names = ", ".join(sorted({type(each).__name__ for each in _leaves(failed)}))
+            _logger.warning("the input of a run raised %s as it was closed", names)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

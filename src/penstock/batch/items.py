@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, cast
 
 from pydantic import BaseModel
 
+from penstock.batch.headers import check_headers
+
 __all__ = ["Item", "Request", "copied", "name_of", "read_item"]
 
 Request: TypeAlias = "str | Mapping[str, Any]"
@@ -79,6 +81,7 @@ def read_item(index: int, request: object) -> Item:
     wanted = cast("Mapping[str, Any]", params)
     if wanted.get("stream"):
         raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
+    check_headers(index, wanted.get("extra_headers"))
     return Item(index=index, custom_id=custom_id, params=copied(wanted), labels=_labels(index, own))
 
 
@@ -95,16 +98,16 @@ def copied(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _copied(value) for name, value in params.items()}
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> object:
     kind = type(value)
     if kind is str or kind is int:
         return value
     if isinstance(value, Mapping):
-        return {name: _copied(each) for name, each in cast("Mapping[Any, Any]", value).items()}
+        return {name: _copied(each) for name, each in cast("Mapping[object, object]", value).items()}
     if isinstance(value, list):
-        return [_copied(each) for each in cast("list[Any]", value)]
+        return [_copied(each) for each in cast("list[object]", value)]
     if isinstance(value, tuple):
-        return tuple(map(_copied, cast("tuple[Any, ...]", value)))
+        return tuple(map(_copied, cast("tuple[object, ...]", value)))
     # A block of an answer; what else there is has nothing inside that changes, or is the SDK's to judge.
     return value.model_copy(deep=True) if isinstance(value, BaseModel) else value
 

@@ -90,8 +90,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from penstock.cli.run.command import run  # noqa: PLC0415 - loads the SDK, which help and version don't need
+    from penstock.cli.run.pipes import patient_stderr  # noqa: PLC0415
 
-    with _log_to_stderr(logging.INFO if options.log else logging.WARNING):
+    with patient_stderr(), _log_to_stderr(logging.INFO if options.log else logging.WARNING):
         return run(run_options(options), arguments)
 
 

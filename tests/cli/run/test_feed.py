@@ -12,8 +12,8 @@ import pytest
 
 from penstock import FanOutResult
 from penstock.batch.journal import Journal
+from penstock.batch.journal.request import RequestDigest
 from penstock.batch.progress import Tally
-from penstock.batch.request_digest import RequestDigest
 from penstock.cli.run.feed import Feed
 from penstock.cli.run.lines import BadInput, Input
 from penstock.cli.run.requests import Reading

@@ -68,8 +68,10 @@ def test_an_empty_input_has_no_lines() -> None:
 
 
 def test_a_byte_order_mark_is_no_content() -> None:
-    """UTF-8 with a mark, as some editors write it, is read like any UTF-8; the mark counts at the beginning only."""
-    assert list(read_lines(Pieces(b"\xef\xbb\xbfa\n", b"\xef\xbb\xbfb"))) == [(1, "a"), (2, "\ufeffb")]
+    """UTF-8 with a mark, as some editors write it, is read like any UTF-8, also where such files were joined."""
+    mark = b"\xef\xbb\xbf"
+    pieces = (mark + b"a\n", b"b\n" + mark[:1], mark[1:] + b"c\n", mark + b"\n", b"d" + mark)
+    assert list(read_lines(Pieces(*pieces))) == [(1, "a"), (2, "b"), (3, "c"), (4, ""), (5, "d\ufeff")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -109,6 +110,52 @@ def test_it_stands_between_pipes(started: Callable[..., subprocess.Popen[bytes]]
     out, err = process.communicate(timeout=WITHIN_S)
     assert (process.returncode, out) == (0, b"")
     assert err.startswith(b"2 answered, 0 failed in ")
+
+
+def test_pipes_that_do_not_wait_are_waited_for(
+    started: Callable[..., subprocess.Popen[bytes]], simulator: Simulator
+) -> None:
+    """All are asked and answered whole, though input, output and messages say 'not now' whenever they would wait."""
+    text = "long " * 4_000
+    simulator.reply(text, times=66)
+    pipes = [os.pipe() for _ in range(3)]
+    for pipe in pipes:
+        for end in pipe:
+            os.set_blocking(end, False)
+    (source, prompts), (results, sink), (messages, told) = pipes
+    full = os.write(told, b"." * 1_000_000)
+    process = started("--progress", "--log", stdin=source, stdout=sink, stderr=told)
+    for each in (source, sink, told):
+        os.close(each)
+    found: dict[int, bytearray] = {results: bytearray(), messages: bytearray()}
+
+    def read(descriptor: int) -> bool:
+        """Read some; return whether that was all."""
+        with contextlib.suppress(BlockingIOError):
+            piece = os.read(descriptor, 30_000)
+            found[descriptor] += piece
+            return not piece
+        return False
+
+    for number in range(6):
+        os.write(prompts, b"Name river %d.\n" % number)
+        threading.Event().wait(0.02)
+    os.write(prompts, b"Name another.\n" * 60)
+    os.close(prompts)
+    # Until then, nobody reads what is told.
+    wait_until(lambda: len(simulator.journal) > 0)
+    threading.Event().wait(0.05)
+    wait_until(lambda: all([read(results), read(messages)]))
+    for descriptor in found:
+        os.close(descriptor)
+    assert process.wait(WITHIN_S) == 0
+    answers = [json.loads(line) for line in found[results].splitlines()]
+    assert sorted(answer["custom_id"] for answer in answers) == sorted(map(str, range(66)))
+    assert all(answer["result"]["message"]["content"][0]["text"] == text for answer in answers)
+    said = found[messages][full:].decode().splitlines()
+    assert sum(line.startswith("{") for line in said) == 66
+    assert [line for line in said if "66 answered, 0 failed in " in line] == said[-1:]
+    assert not any("Logging error" in line for line in said)
 
 
 def test_it_ends_when_its_reader_does(started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:

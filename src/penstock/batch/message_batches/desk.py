@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock.batch.ask import fitted
-from penstock.batch.digests import DigestMap
+from penstock.batch.journal.digests import DigestMap
 from penstock.batch.message_batches.requests import Head, encoded, wire_id
 from penstock.batch.result import FanOutResult
 from penstock.errors import ItemFailed

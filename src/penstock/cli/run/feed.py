@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio.lowlevel
 
-from penstock.batch.request_digest import RequestDigest
+from penstock.batch.journal.request import RequestDigest
 from penstock.cli.run.lines import BadInput
 from penstock.cli.run.requests import requests
 from penstock.cli.run.thread import OneThread

@@ -6,13 +6,14 @@ of its line, counted from 1, and never quoted.
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
+
+from penstock.cli.run.pipes import Patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,14 @@ _PIECE: Final = 65_536
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _STANDARD: Final = "-"
+
+
+class Reader(Protocol):
+    """What lines are read from: a file without a buffer, which waits until something is there."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return some bytes, `size` or fewer; none at the end only."""
+        ...
 
 
 class BadInput(Exception):
@@ -61,7 +70,7 @@ class Input:
 
     name: str
     suffix: str
-    file: io.FileIO = field(repr=False)
+    file: Patient = field(repr=False)
     again: bool
 
     @classmethod
@@ -72,11 +81,11 @@ class Input:
             OSError: It can't be opened.
         """
         if path != _STANDARD:
-            file, name, suffix = io.FileIO(path), path, Path(path).suffix.lower()
+            file, name, suffix = Patient(path), path, Path(path).suffix.lower()
         elif sys.stdin is None:
             raise OSError("there is none")
         else:
-            file, name, suffix = io.FileIO(sys.stdin.fileno(), closefd=False), "standard input", ""
+            file, name, suffix = Patient(sys.stdin.fileno(), closefd=False), "standard input", ""
         return cls(name=name, suffix=suffix, file=file, again=stat.S_ISREG(os.fstat(file.fileno()).st_mode))
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -94,27 +103,25 @@ class Input:
         self.file.close()
 
 
-def read_lines(file: io.RawIOBase) -> Iterator[tuple[int, str]]:
+def read_lines(file: Reader) -> Iterator[tuple[int, str]]:
     r"""Give each line of a binary file, without the line feed at its end, and its number.
 
     Raises:
         BadInput: A line is not UTF-8, or too long; or reading failed.
 
     Example:
-        >>> class File(io.BytesIO, io.RawIOBase): ...
-        >>> list(read_lines(File(b"one\ntwo")))
+        >>> import io
+        >>> list(read_lines(io.BytesIO(b"one\ntwo")))
         [(1, 'one'), (2, 'two')]
     """
     for number, raw in enumerate(_raw_lines(file), 1):
-        line = raw
-        if number == 1:
-            if raw.startswith(_UTF_16):
-                raise BadInput("UTF-16, not UTF-8: save it as UTF-8, or put `iconv -f UTF-16 -t UTF-8` before", line=1)
-            line = raw.removeprefix(_BOM)
-        yield number, _decoded(line, number)
+        if number == 1 and raw.startswith(_UTF_16):
+            raise BadInput("UTF-16, not UTF-8: save it as UTF-8, or put `iconv -f UTF-16 -t UTF-8` before", line=1)
+        # Every file begins with one that was saved so, and `cat` puts the second's into the middle.
+        yield number, _decoded(raw.removeprefix(_BOM), number)
 
 
-def _raw_lines(file: io.RawIOBase) -> Iterator[bytes]:
+def _raw_lines(file: Reader) -> Iterator[bytes]:
     parts: list[bytes] = []
     size = number = 0
     while piece := _piece(file, number + 1):
@@ -132,9 +139,9 @@ def _raw_lines(file: io.RawIOBase) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _piece(file: io.RawIOBase, line: int) -> bytes:
+def _piece(file: Reader, line: int) -> bytes:
     try:
-        return file.read(_PIECE) or b""
+        return file.read(_PIECE)
     except OSError as error:
         raise BadInput(f"can't be read: {error.strerror or error}", line=line) from None
 

@@ -7,10 +7,12 @@ waits for it, because a thread does.
 from __future__ import annotations
 
 import os
+import selectors
 import sys
 from typing import TYPE_CHECKING
 
-from penstock.batch.journal_lines import write_line
+from penstock.batch.journal.lines import write_line
+from penstock.cli.run.pipes import wait_for
 from penstock.cli.run.thread import OneThread
 
 if TYPE_CHECKING:
@@ -56,8 +58,10 @@ class Output:
 
     def _write(self, line: bytes) -> None:
         left = memoryview(line)
-        try:
-            while left:
+        while left:
+            try:
                 left = left[os.write(self._descriptor, left) :]
-        except OSError as error:
-            raise OutputFailed(error) from None
+            except BlockingIOError:
+                wait_for(self._descriptor, selectors.EVENT_WRITE)
+            except OSError as error:
+                raise OutputFailed(error) from None

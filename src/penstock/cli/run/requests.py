@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
 
-from penstock.batch.digests import DigestSet
+from penstock.batch.journal.digests import DigestSet
 from penstock.cli.run.lines import LONGEST, BadInput
 
 if TYPE_CHECKING:

@@ -75,6 +75,10 @@ class TokenBucket(AsyncLimiter):
         self._leak()
         return self.max_rate - self._level
 
+    def available_at(self, now: float) -> float:
+        """Return what could be taken at a time of the event loop, without looking for one and without a change."""
+        return self.max_rate - max(self._level - max(now - self._last_check, 0.0) * self._rate_per_sec, 0.0)
+
     def take(self, amount: float) -> None:
         """Take `amount` now, into debt if need be: what has been used is used.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import random
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +17,7 @@ import anyio
 from anthropic import APIRequest, Middleware, omit
 
 from penstock._core.attempt import Attempt, CallNext, Response, http_response_of, open_attempt
+from penstock._core.chance import CHANCE
 from penstock._core.context import current_pin
 from penstock._core.durations import Durations
 from penstock._core.failure import FailureKind
@@ -37,6 +37,7 @@ from penstock.guards.admit.slots import Slots
 from penstock.guards.admit.statistics import AdmitStatistics, KeyStatistics
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from penstock._core.call import Call
@@ -120,9 +121,10 @@ class Admit(Middleware):
         self.options = options_from(AdmitOptions, options, fields)
         self.estimator = Estimator()
         self._observers = observers
-        self._rng = rng or random.Random()
+        self._rng = CHANCE if rng is None else rng
         self._models: dict[str, str] = {}
         self._waits = Durations()
+        self._clock: Callable[[], float] | None = None
         self._slots = _slots(self.options)
         self._priorities = {**PRIORITY_WEIGHTS, **self.options.priority_weights}
         self.use_keys(keys)
@@ -159,6 +161,7 @@ class Admit(Middleware):
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Wait, send with the key that was given, and take in what the answer says of the quota."""
         with open_attempt(request) as attempt:
+            self._clock = attempt.call.clock
             if not _CREDENTIALS.isdisjoint(name.lower() for name in request.headers):
                 # A call that brings its own credentials spends from a quota that isn't ours.
                 attempt.sent = True
@@ -261,8 +264,8 @@ class Admit(Middleware):
         self.line.wake()
 
     def statistics(self) -> AdmitStatistics:
-        """Return the line, the keys and the quotas as they stand now; needs the event loop that they live in."""
-        now = anyio.current_time()
+        """Return the line, the keys and the quotas as they stand now; inside an event loop or outside."""
+        now = self._now()
         wait = self._waits.statistics()
         return AdmitStatistics(
             concurrency=self._slots.total,
@@ -272,8 +275,15 @@ class Admit(Middleware):
             admitted=wait.count,
             wait=wait,
             keys=tuple(KeyStatistics.of(key, now=now) for key in self.pool.keys),
-            quotas={quota.name: quota.statistics() for quota in self.pool.quotas.values()},
+            quotas={quota.name: quota.statistics(now=now) for quota in self.pool.quotas.values()},
         )
+
+    def _now(self) -> float:
+        try:
+            return asyncio.get_running_loop().time()
+        except RuntimeError:
+            # The time of the loop in which it was used last; before any request, nothing depends on it.
+            return 0.0 if self._clock is None else self._clock()
 
 
 def _slots(options: AdmitOptions) -> Slots:

@@ -334,10 +334,12 @@ class ClassQuota:
         configured = self._configured[name]
         return limit if configured is None else min(limit, configured)
 
-    def statistics(self) -> dict[str, BucketStatistics]:
+    def statistics(self, *, now: float) -> dict[str, BucketStatistics]:
         """Return the buckets as they stand, by name."""
         return {
-            name: BucketStatistics(available=bucket.available, capacity=bucket.capacity, per_minute=bucket.per_minute)
+            name: BucketStatistics(
+                available=bucket.available_at(now), capacity=bucket.capacity, per_minute=bucket.per_minute
+            )
             for name, bucket in self.buckets.items()
         }
 
@@ -372,6 +374,6 @@ class Quota:
             found = self.classes[model_class] = ClassQuota(self._configured(model_class))
         return found
 
-    def statistics(self) -> Mapping[str, Mapping[str, BucketStatistics]]:
+    def statistics(self, *, now: float) -> Mapping[str, Mapping[str, BucketStatistics]]:
         """Return the buckets of every model class."""
-        return {model_class: allowance.statistics() for model_class, allowance in self.classes.items()}
+        return {model_class: allowance.statistics(now=now) for model_class, allowance in self.classes.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,7 @@ import anyio
 
 from penstock._core.attempt import http_response_of, open_attempt
 from penstock._core.call import open_call
+from penstock._core.chance import CHANCE
 from penstock._core.failure import FailureKind, failure_of_exception
 from penstock._core.options import options_from
 from penstock.events import Observers, RetryScheduled
@@ -25,6 +25,8 @@ from penstock.guards.retry.outcome import Outcome
 from penstock.guards.retry.quota import FIRST, RetryQuota
 
 if TYPE_CHECKING:
+    import random
+
     from anthropic import APIRequest
 
     from penstock._core.attempt import Attempt, CallNext, Response
@@ -94,7 +96,7 @@ class Retry(anthropic.Middleware):
     ) -> None:
         self._options = options_from(RetryOptions, options, fields)
         self._observers = observers
-        self._rng = random.Random() if rng is None else rng
+        self._rng = CHANCE if rng is None else rng
         self._quota = _quota_of(self._options)
         self._retries = 0
 

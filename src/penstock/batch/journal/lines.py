@@ -1,12 +1,13 @@
 r"""The lines of a journal: what is written, and what is made of what is found.
 
 The rule here: a line is a line of a Message Batches result file, with one key more (`penstock`) that other readers
-ignore. A line counts when its newline is there; JSON escapes newlines, so that a line is never cut but at its end.
+ignore. A line counts when its newline is there; newlines of every kind are escaped, Unicode's too, so that a line is
+never cut but at its end, whoever reads it.
 
     {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"request": "9f…", "attempts": 1}}
     {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"request": "07…", "attempts": 10}}
 
-`penstock` holds: `request`, the digest of the request (`penstock.batch.request_digest`); `attempts`, `latency_s`,
+`penstock` holds: `request`, the digest of the request (`penstock.batch.journal.request`); `attempts`, `latency_s`,
 `queued_s` and `labels` as in `FanOutResult`; `error`, for an answer that did not fit its `output_format`; `params`, for
 a failed item with `keep_params`.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from penstock.batch.request_digest import encode_params
+from penstock.batch.journal.request import encode_params
 
 if TYPE_CHECKING:
     from anthropic.types import Message
@@ -37,6 +38,8 @@ _NOTHING: Final[_Fields] = {}
 _BEGINNING: Final = b'{"custom_id"'
 _BOM: Final = b"\xef\xbb\xbf"
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=to_jsonable_python).encode
+# What JSON allows as it is, and many a reader of lines (`str.splitlines`) takes for the end of one.
+_SEPARATORS: Final = tuple((character, f"\\u{ord(character):04x}") for character in "\x85\u2028\u2029")
 _MOST: Final = (1 << 64) - 1
 
 
@@ -94,10 +97,14 @@ def write_line(result: FanOutResult, *, request: str | None, params: Mapping[str
 
 def _message(message: Message) -> str:
     try:
-        return message.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
+        text = message.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
     except PydanticSerializationError:
         # Half a surrogate pair can't be encoded but by an escape, which is how it came.
         return _encode(message.to_dict(mode="python", warnings=False))
+    if not text.isascii():
+        for separator, escaped in _SEPARATORS:
+            text = text.replace(separator, escaped)
+    return text
 
 
 def read_line(raw: bytes) -> Line | None:

@@ -1,7 +1,6 @@
 # ruff: noqa: ASYNC240 - small files of the test's own
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import logging
@@ -13,13 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import pytest
 from anthropic.types import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import FanOutResult, ItemFailed, Journal, JournalError
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 from penstock.testing import Cancelled, VirtualLoop, cancel_at_every_await
 
 if TYPE_CHECKING:
@@ -433,8 +433,10 @@ def descriptors() -> int:
 
 
 async def threads_idle() -> None:
-    """Wait until the loop's threads have nothing left to do."""
-    await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+    """Wait until the journals' threads have ended."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("penstock-journal"):
+            await anyio.to_thread.run_sync(thread.join)
 
 
 @pytest.mark.lengthy

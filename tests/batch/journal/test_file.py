@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from penstock import JournalError
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def test_it_is_opened_once_at_a_time(tmp_path: Path) -> None:
 ELSEWHERE = """
 import os, pathlib, resource, sys
 from penstock import JournalError
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 locked, unwritable, full = map(pathlib.Path, sys.argv[1:])
 
 def attempt(what):
@@ -266,7 +266,7 @@ def test_a_killed_process_loses_nothing_it_wrote(tmp_path: Path) -> None:
     path = tmp_path / "a"
     program = (
         "import sys, pathlib, time\n"
-        "from penstock.batch.journal_file import JournalFile\n"
+        "from penstock.batch.journal.file import JournalFile\n"
         "file = JournalFile(pathlib.Path(sys.argv[1]))\n"
         "for number in range(1_000_000):\n"
         "    file.append(b'%d\\n' % number)\n"

@@ -1,10 +1,10 @@
 """The journal: what came of every item, in a file that survives the process.
 
 The rule here: a result is in the file before anybody is told of it. `write` hands the line to the system at once, so
-that a killed process loses nothing; the disk is synced every `fsync_s` seconds in a thread, so that a power failure
-loses at most what was written since. What stands in the file is never asked again.
+that a killed process loses nothing; the disk is synced every `fsync_s` seconds, in the journal's own thread, so that a
+power failure loses at most what was written since. What stands in the file is never asked again.
 
-A journal is a Message Batches result file (`penstock.batch.journal_lines`), one line an item. Beside it, if there is
+A journal is a Message Batches result file (`penstock.batch.journal.lines`), one line an item. Beside it, if there is
 anything to note, lies `<name>.state` with what a run must remember besides (the ids of message batches). Both hold
 content or lead to it, and are made with mode 0600. One journal of a file can be open at a time.
 
@@ -24,27 +24,26 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
-from penstock.batch.journal_file import JournalFile
-from penstock.batch.journal_index import Entry, JournalIndex
-from penstock.batch.journal_lines import Line, State, read_line, write_line
-from penstock.batch.journal_notes import JournalNotes
+from penstock.batch.journal.file import JournalFile
+from penstock.batch.journal.index import Entry, JournalIndex
+from penstock.batch.journal.lines import Line, State, read_line, write_line
+from penstock.batch.journal.notes import JournalNotes
 from penstock.batch.result import DeadLetter, FanOutResult
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Generator, Iterator, Mapping
     from types import TracebackType
 
 __all__ = ["DeadLetter", "Entry", "Journal", "check_journal_options", "logged_journal_errors"]
-
-T = TypeVar("T")
 
 _logger: Final = logging.getLogger("penstock")
 _FAILED: Final = ", which failed: retry_failed asks it again as it is now"
@@ -90,6 +89,10 @@ class Journal:
         self._changed = asyncio.Event()
         # Opening, syncing and closing run in threads, which go on when whoever waits for them is cancelled.
         self._busy = threading.Lock()
+        # One of its own, made when it opens: a pool of others may be full for as long as they like.
+        self._thread: ThreadPoolExecutor | None = None
+        # A process that is forked later has a copy of this object, but neither the file nor the thread.
+        self._process = os.getpid()
         self._used = self._closed = False
 
     def __repr__(self) -> str:
@@ -121,10 +124,11 @@ class Journal:
         if self._used:
             raise RuntimeError("a journal is opened once; make a new one")
         self._used = True
+        self._process = os.getpid()
         try:
-            await _in_thread(self._open)
+            await self._in_thread(self._open)
         except BaseException:
-            self._close(in_order=False)
+            self._abandon()
             raise
         return self
 
@@ -133,15 +137,33 @@ class Journal:
     ) -> None:
         """Sync it, take out lines that later ones have replaced, and let others have it.
 
+        In a process that was forked while it was open, this does nothing: it is the parent's.
+
         Raises:
             JournalError: It can't be synced.
         """
+        if not self._is_ours():
+            return
         try:
             with anyio.CancelScope(shield=True):
-                await _in_thread(self._close)
+                await self._in_thread(self._close)
         finally:
             # Where not even the shield held: waits for the thread, or does its work.
+            self._abandon()
+
+    def _abandon(self) -> None:
+        if self._is_ours():
             self._close(in_order=False)
+            if self._thread is not None:
+                self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="penstock-journal")
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _is_ours(self) -> bool:
+        return os.getpid() == self._process
 
     def _open(self) -> None:
         with self._busy:
@@ -291,7 +313,8 @@ class Journal:
             JournalError: It can't, or the file was moved or deleted.
         """
         self._changed.clear()
-        await _in_thread(self._sync)
+        if self._file is not None and not self._closed:
+            await self._in_thread(self._sync) if self._is_ours() else self._file.sync()
 
     def _sync(self) -> None:
         with self._busy:
@@ -337,7 +360,3 @@ def logged_journal_errors(*, instead: bool) -> Generator[None]:
         if not instead:
             raise
         _logger.error("%s", error)  # noqa: TRY400 - it says all; the traceback may show content
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)

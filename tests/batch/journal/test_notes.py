@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from penstock import JournalError
-from penstock.batch.journal_notes import JournalNotes
+from penstock.batch.journal.notes import JournalNotes
 
 if TYPE_CHECKING:
     from pathlib import Path

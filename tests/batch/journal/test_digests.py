@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batch import digests
-from penstock.batch.digests import DigestMap, DigestSet
+from penstock.batch.journal import digests
+from penstock.batch.journal.digests import DigestMap, DigestSet
 
 
 @given(st.lists(st.text(max_size=3)))

@@ -9,14 +9,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from penstock.batch.digests import DigestMap
-from penstock.batch.journal_lines import Line, State, is_torn, read_line
+from penstock.batch.journal.digests import DigestMap
+from penstock.batch.journal.lines import Line, State, is_torn, read_line
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penstock.batch.journal_file import JournalFile
+    from penstock.batch.journal.file import JournalFile
 
 __all__ = ["Entry", "JournalIndex"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-from penstock.batch.journal_file import JournalFile
+from penstock.batch.journal.file import JournalFile
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
+from penstock.batch.journal.lock import LockedFile
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:
@@ -32,25 +34,40 @@ _REASONS: Final = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "its folder does not exist. Make it first"),
     errno.EISDIR: "it is a folder. Give the path of a file",
 }
-_LOCKED: Final = (
-    "another journal of it is open, in this process or another. One run writes it at a time: wait, or give another path"
-)
+_PIECE: Final = 1 << 16
 
 if sys.platform == "win32":
-    import msvcrt
 
-    # Locked regions can't be read by others there; this one is where no file ends.
-    _FAR: Final = 1 << 62
-
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, _FAR, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    def _read_at(descriptor: int, size: int, start: int) -> bytes:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, size)
 
 else:
-    import fcntl
+    _read_at: Final = os.pread
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+class _Reader(io.RawIOBase):
+    """Reads a file from a place of its own: the place of a descriptor is shared with every forked process."""
+
+    def __init__(self, file: LockedFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset if whence == os.SEEK_SET else self._at + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # it is what a BufferedReader gives
+        data = _read_at(self._file.fileno(), len(buffer), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class JournalFile:
@@ -68,17 +85,17 @@ class JournalFile:
         JournalError: It can't be opened, or another writes it.
     """
 
-    __slots__ = ("_descriptor", "_reader", "broken", "made", "path", "size")
+    __slots__ = ("_file", "_reader", "broken", "made", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
         self.broken: JournalError | None = None
         self.made = False
-        self._reader: BinaryIO | None = None
+        self._reader: io.BufferedReader | None = None
         with self._explained():
-            self._descriptor = self._opened()
+            self._file = self._opened()
             try:
-                self.size = os.fstat(self._descriptor).st_size
+                self.size = os.fstat(self._file.fileno()).st_size
                 if self.made:
                     self._sync_folder()
             except BaseException:
@@ -88,32 +105,23 @@ class JournalFile:
     def __repr__(self) -> str:
         return f"<JournalFile {self.path.name}, {self.size} bytes>"
 
-    def _opened(self) -> int:
+    def _opened(self) -> LockedFile:
         while True:
             self.made = not self.path.exists()
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            file = LockedFile(self.path)
             try:
-                self._take(descriptor)
-                if self._is(descriptor):
-                    return descriptor
+                if self._is(file):
+                    return file
             except BaseException:
-                os.close(descriptor)
+                file.close()
                 raise
             # Its last writer replaced it between the opening and the lock.
-            os.close(descriptor)
+            file.close()
 
-    def _take(self, descriptor: int) -> None:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise JournalError(str(self.path), "it is no regular file. Give the path of one")
-        try:
-            _lock(descriptor)
-        except OSError:
-            raise JournalError(str(self.path), _LOCKED) from None
-
-    def _is(self, descriptor: int) -> bool:
+    def _is(self, file: LockedFile) -> bool:
         """Return whether the path still leads to the open file."""
         try:
-            return os.path.samestat(self.path.stat(), os.fstat(descriptor))
+            return os.path.samestat(self.path.stat(), os.fstat(file.fileno()))
         except FileNotFoundError:
             return False
 
@@ -138,11 +146,11 @@ class JournalFile:
         """
         if self.broken is not None:
             raise JournalError(self.broken.path, self.broken.reason)
-        start = self.size
+        start, descriptor = self.size, self._file.fileno()
         try:
-            written = os.write(self._descriptor, data)
+            written = os.write(descriptor, data)
             while written < len(data):
-                written += os.write(self._descriptor, data[written:])
+                written += os.write(descriptor, data[written:])
         except BaseException as error:
             if isinstance(error, OSError):
                 self.broken = self._told(error)
@@ -156,14 +164,14 @@ class JournalFile:
     def cut(self, size: int) -> None:
         """End the file at `size` bytes."""
         with self._explained():
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(self._file.fileno(), size)
         self.size = size
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Return every line and where it begins; the last may lack its newline."""
-        with self._explained(), self.path.open("rb") as file:
+        with self._explained():
             start = 0
-            for raw in file:
+            for raw in self._read():
                 yield start, raw
                 start += len(raw)
 
@@ -171,9 +179,12 @@ class JournalFile:
         """Return the line that begins at `start`."""
         with self._explained():
             if self._reader is None:
-                self._reader = self.path.open("rb")
+                self._reader = self._read()
             self._reader.seek(start)
             return self._reader.readline()
+
+    def _read(self) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._file), _PIECE)
 
     def sync(self) -> None:
         """Have the disk hold all that was written.
@@ -182,8 +193,8 @@ class JournalFile:
             JournalError: It can't, or the path leads to another file by now, or to none.
         """
         with self._explained():
-            os.fsync(self._descriptor)
-        if not self._is(self._descriptor):
+            os.fsync(self._file.fileno())
+        if not self._is(self._file):
             self.broken = JournalError(
                 str(self.path), "it was moved or deleted while it was written. Move it back and run again"
             )
@@ -199,22 +210,21 @@ class JournalFile:
         with self._explained():
             try:
                 beside.unlink(missing_ok=True)
-                descriptor = os.open(beside, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+                file = LockedFile(beside, os.O_EXCL)
                 try:
-                    _lock(descriptor)
-                    beside.chmod(stat.S_IMODE(os.fstat(self._descriptor).st_mode))
-                    with os.fdopen(descriptor, "ab", closefd=False) as file:
-                        file.writelines(lines)
-                    os.fsync(descriptor)
+                    beside.chmod(stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+                    with os.fdopen(file.fileno(), "ab", closefd=False) as stream:
+                        stream.writelines(lines)
+                    os.fsync(file.fileno())
                     beside.replace(self.path)
                 except BaseException:
-                    os.close(descriptor)
+                    file.close()
                     raise
             except BaseException:
                 beside.unlink(missing_ok=True)
                 raise
             self.close()
-            self._descriptor, self.size = descriptor, os.fstat(descriptor).st_size
+            self._reader, self._file, self.size = None, file, os.fstat(file.fileno()).st_size
             self._sync_folder()
 
     def _sync_folder(self) -> None:
@@ -227,8 +237,5 @@ class JournalFile:
                 os.close(folder)
 
     def close(self) -> None:
-        """Close it, which gives the lock back."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-        os.close(self._descriptor)
+        """Close it, which gives the lock back; in a forked process, the parent keeps both."""
+        self._file.close()

@@ -10,7 +10,7 @@ from anthropic.types import TextBlock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batch.request_digest import RequestDigest, encode_params
+from penstock.batch.journal.request import RequestDigest, encode_params
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

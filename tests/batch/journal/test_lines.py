@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import FanOutResult, InvalidOutput
-from penstock.batch.journal_lines import Line, State, is_torn, read_line, write_line
+from penstock.batch.journal.lines import Line, State, is_torn, read_line, write_line
 
 
 def message(text: str = "Hi") -> Message:
@@ -46,6 +46,29 @@ def test_what_is_written_is_read_again(custom_id: str, text: str, labels: dict[s
     assert (again.custom_id, again.labels, again.message) == (custom_id, labels, result.message)
     assert (again.attempts, again.latency_s, again.queued_s, again.replayed) == (2, 1.5, 0.5, True)
     assert again.to_dict() == result.to_dict()
+
+
+# What `str.splitlines` takes for the end of a line; other readers of lines know some of it.
+ENDS = "\n\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("half", ["", "\ud800"])
+@pytest.mark.parametrize("failed", [False, True])
+def test_every_reader_counts_the_same_lines(failed: bool, half: str) -> None:
+    """Wherever an end of a line stands in a result, it is written as an escape, and comes back as it was."""
+    text = f"ż{ENDS}{half}"
+    outcome: dict[str, Any] = {"error": ValueError(text)} if failed else {"message": message(text)}
+    result = FanOutResult(custom_id=text, index=0, labels={text: text}, **outcome)
+    raw = write_line(result, request="00000000000000ff", params={"messages": [{"role": "user", "content": text}]})
+    assert len(raw.decode().splitlines()) == 1
+    again = FanOutResult.from_line(json.loads(raw), index=0)
+    assert (again.custom_id, again.labels, again.to_dict()) == (text, {text: text}, result.to_dict())
+
+
+def test_lines_that_were_written_without_escapes_are_read() -> None:
+    """Journals of before, and result files of others."""
+    raw = json.dumps({"custom_id": "a\u2028", "result": {"type": "canceled"}}, ensure_ascii=False).encode()
+    assert read_line(raw) == Line(custom_id="a\u2028", state=State.UNASKED, request=0)
 
 
 @pytest.mark.parametrize("outcome", [{"message": message()}, {"error": ValueError("no")}])

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.batch.journal_file import JournalFile
-from penstock.batch.journal_index import JournalIndex
-from penstock.batch.journal_lines import Line, State
+from penstock.batch.journal.file import JournalFile
+from penstock.batch.journal.index import JournalIndex
+from penstock.batch.journal.lines import Line, State
 
 if TYPE_CHECKING:
     from pathlib import Path
