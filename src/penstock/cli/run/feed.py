@@ -92,9 +92,8 @@ class Feed:
             thread = OneThread("penstock-check")
             try:
                 if not await thread.run(lambda: any(journal.find(each.custom_id, None) for each in self._all())):
-                    raise self._bad(
-                        "none of these requests is in the file of results: it is of another run, so give -o another name"
-                    )
+                    reason = "none of these requests is in the file of results, which is of another run: "
+                    raise self._bad(f"{reason}give -o another name")
             finally:
                 thread.close()
 
