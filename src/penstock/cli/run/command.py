@@ -16,7 +16,7 @@ import anyio
 
 from penstock._core.context import labels
 from penstock.batch.journal import Journal
-from penstock.batch.result import reason_of
+from penstock.batch.result import is_account_refused, reason_of
 from penstock.cli.run.feed import Feed
 from penstock.cli.run.interrupt import Interruptible
 from penstock.cli.run.lines import BadInput
@@ -102,13 +102,12 @@ class _Run:
                 await self._ask()
         except (BadInput, Refused) as error:
             return self._stopped(error, _REFUSED)
-        except AccountRefused as error:
-            return self._stopped(error, _ACCOUNT_REFUSED)
         except OutputFailed as error:
             return _READER_LEFT if error.left else self._stopped(error, _SOME_FAILED)
         except (anthropic.AnthropicError, OSError) as error:
             # Of the run as a whole: what concerns one request is its result.
-            return self._stopped(error, _SOME_FAILED)
+            refused = isinstance(error, AccountRefused) or is_account_refused(error)
+            return self._stopped(error, _ACCOUNT_REFUSED if refused else _SOME_FAILED)
         if interruptible.code and not self._complete:
             return self._stopped(None, interruptible.code)
         return self._ended()
@@ -126,7 +125,7 @@ class _Run:
                 async for result in self._results:
                     self._failures.add(result)
                     if isinstance(result.error, JournalError):
-                        raise result.error
+                        raise Refused(str(result.error))
                     if output is not None:
                         await output.write(result)
         self._complete = True
@@ -190,6 +189,10 @@ class _Run:
                 _say(f"Failed: {self._failures.line()}")
             if in_file:
                 _say(f"{in_file:,} failed by {self._path}. Ask again with: {self._command('--retry-failed')}")
+            elif failed and self._journal is not None:
+                _say(f"None for a reason of its own. Ask again with: {self._command('--resume')}")
+        if failed and self._failures.of_account == len(self._failures):
+            return _ACCOUNT_REFUSED
         return _SOME_FAILED if failed or in_file else 0
 
     def _stopped(self, error: Exception | None, code: int) -> int:

@@ -10,7 +10,7 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from penstock.batch.result import reason_of
+from penstock.batch.result import is_account_refused, reason_of
 
 if TYPE_CHECKING:
     from penstock.batch.progress import Progress
@@ -22,9 +22,14 @@ _LEAST_USD: Final = Decimal("0.0001")
 
 
 class Failures:
-    """Counts what failed, by the name of the error, and keeps the first one's text."""
+    """Counts what failed, by the name of the error, and keeps the first one's text.
+
+    Attributes:
+        of_account: Those whose account was refused.
+    """
 
     def __init__(self) -> None:
+        self.of_account = 0
         self._names: Counter[str] = Counter()
         self._first = ""
 
@@ -38,6 +43,7 @@ class Failures:
         if not self._names:
             self._first = f"{result.custom_id!r}: {reason_of(result.error)}"
         self._names[type(result.error).__name__] += 1
+        self.of_account += is_account_refused(result.error)
 
     def __len__(self) -> int:
         return self._names.total()
