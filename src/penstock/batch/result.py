@@ -58,6 +58,7 @@ def is_mendable(error: Exception | None) -> bool:
     low). What speaks of the item itself, or was perhaps paid for, stays as it is.
 
     Example:
+        >>> from penstock import ClientClosed
         >>> is_mendable(None), is_mendable(ValueError("max_tokens")), is_mendable(ClientClosed("closed"))
         (False, False, True)
     """
