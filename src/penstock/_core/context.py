@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar, get_args
 
 import anyio
 
@@ -24,6 +24,7 @@ __all__ = [
     "EndedCall",
     "Patience",
     "Pin",
+    "PRIORITIES",
     "Priority",
     "current_call_end",
     "current_deadline",
@@ -39,6 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 Priority = Literal["interactive", "default", "batch"]
+PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _labels: ContextVar[Mapping[str, str]] = ContextVar("penstock_labels", default=_NO_LABELS)
@@ -142,8 +144,8 @@ class labels(_Scoped["Mapping[str, str]"]):  # noqa: N801 - used as a statement,
     def __init__(self, *, priority: Priority | None = None, **values: str) -> None:
         super().__init__(_labels)
         if priority is not None:
-            if priority not in get_args(Priority):
-                raise ValueError(f"priority must be one of {', '.join(get_args(Priority))}, not {priority!r}")
+            if priority not in PRIORITIES:
+                raise ValueError(f"priority must be one of {', '.join(PRIORITIES)}, not {priority!r}")
             values["priority"] = priority
         given: dict[str, object] = dict(values)
         for name, value in given.items():

@@ -134,9 +134,7 @@ class Live:
     """
 
     def __init__(self, sdk: AsyncAnthropic, concurrency: int, *, order: Order, warm_cache: bool) -> None:
-        given: object = concurrency
-        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-            raise ValueError(f"concurrency must be a whole number from 1 up, not {given!r}")
+        _check(concurrency)
         self._sdk = sdk
         self._concurrency = concurrency
         self._warm_ups = _WARM_UPS if warm_cache else 0
@@ -184,3 +182,8 @@ class Live:
             self._warm_ups = 0 if result.ok else max(self._warm_ups - 1, 0)
             work.finish(result, request=ready.request, params=ready.params)
             work.give(result)
+
+
+def _check(concurrency: object) -> None:
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")
