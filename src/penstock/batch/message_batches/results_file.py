@@ -18,6 +18,8 @@ __all__ = ["ResultLines"]
 
 # Far more than stands between results, and little enough that a line without end ends.
 _MOST_PASSED_OVER_BYTES: Final = 1024 * 1024 * 1024
+# What a line counts there at least: a million of them take seconds to look at.
+_LINE_BYTES: Final = 1024
 # What decodes and encodes it again calls itself as often as it nests, and Python bounds that at about 1,000.
 _DEEPEST: Final = 500
 _LOOKED_AT_BYTES: Final = 100
@@ -73,7 +75,7 @@ class ResultLines:
                 self._pass_over(self._held, None)
                 self._held = bytearray()
         else:
-            self._pass_over(piece, None)
+            self._count(len(piece))
 
     def _taken(self) -> Mapping[str, Any] | None:
         """Let go of the line that is held, and return the result that it is."""
@@ -81,7 +83,7 @@ class ResultLines:
         if self._too_long:
             self._too_long = False
             return None
-        decoded = _decoded(raw)
+        decoded = _decoded(raw) if raw else None
         fields = cast("Mapping[str, Any]", decoded) if isinstance(decoded, dict) else {}
         custom_id: object = fields.get("custom_id")
         # The API takes nothing but ASCII for a name.
@@ -100,7 +102,10 @@ class ResultLines:
                 self.begun = True
             else:
                 self.other = True
-        self._passed_over_bytes += len(raw) + 1
+        self._count(max(len(raw), _LINE_BYTES))
+
+    def _count(self, size: int) -> None:
+        self._passed_over_bytes += size
         self.over = self.over or self._passed_over_bytes > _MOST_PASSED_OVER_BYTES
 
 
