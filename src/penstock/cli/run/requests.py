@@ -12,8 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast, get_args
 
+from penstock._core.context import Priority
+from penstock.batch.items import Placed
 from penstock.batch.journal.digests import DigestSet
 from penstock.cli.run.lines import LONGEST, BadInput
 
@@ -96,8 +98,8 @@ def requests(lines: Lines, reading: Reading) -> Iterator[Request]:
         kind = _SUFFIXES.get(reading.suffix) or ("jsonl" if first[1].lstrip().startswith("{") else "text")
     items = _READERS[kind](chain([first], lines), reading)
     seen = DigestSet()
-    for index, (number, fields) in enumerate(items):
-        fields.setdefault(_CUSTOM_ID, str(index))
+    for index, (number, found) in enumerate(items):
+        fields = found if _CUSTOM_ID in found else Placed(found, custom_id=str(index))
         if not seen.add(fields[_CUSTOM_ID]):
             raise BadInput(f"an earlier line has the same custom_id, {fields[_CUSTOM_ID][:64]!r}", line=number)
         if not reading.has_model and not fields["params"].get("model"):
@@ -288,6 +290,8 @@ def _checked_labels(labels: object, number: int) -> dict[str, str]:
     found = cast("dict[str, object]", labels) if isinstance(labels, dict) else {"": None}
     if not all(isinstance(value, str) for value in found.values()):
         raise BadInput("its labels are no object of texts", line=number)
+    if found.get("priority", "batch") not in get_args(Priority):
+        raise BadInput(f"its priority must be one of {', '.join(get_args(Priority))}", line=number)
     return cast("dict[str, str]", found)
 
 
