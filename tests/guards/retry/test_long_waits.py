@@ -193,9 +193,11 @@ async def test_another_quota_takes_over(virtual_time: VirtualTime) -> None:
 async def test_a_batch_is_submitted_again_after_an_hour_at_most(virtual_time: VirtualTime) -> None:
     """Where there is no room for it, however long the API asks to wait."""
     transport = Asking(Simulator(), 429, {"retry-after": "1e9"}, times=3)
-    async with governed(transport, lambda _: None) as claude:
-        async with claude.batch([CAPPED], model=MODEL, max_tokens=20) as results:
-            assert [result.ok async for result in results] == [True]
+    async with (
+        governed(transport, lambda _: None) as claude,
+        claude.batch([CAPPED], model=MODEL, max_tokens=20) as results,
+    ):
+        assert [result.ok async for result in results] == [True]
     assert 3 * HOUR_S <= virtual_time.now() < 3 * HOUR_S + 300
 
 

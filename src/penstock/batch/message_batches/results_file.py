@@ -83,17 +83,15 @@ class ResultLines:
         if self._too_long:
             self._too_long = False
             return None
-        decoded = _decoded(raw) if raw else None
-        fields = cast("Mapping[str, Any]", decoded) if isinstance(decoded, dict) else {}
-        custom_id: object = fields.get("custom_id")
-        # The API takes nothing but ASCII for a name.
-        if not isinstance(custom_id, str) or not custom_id.isascii():
+        decoded: object = _decoded(raw) if raw else None
+        line = _result_of(decoded)
+        if line is None:
             self._pass_over(raw, decoded)
             return None
         self.begun = True
         self._left -= 1
         self.over = self.over or self._left <= 0
-        return fields
+        return line
 
     def _pass_over(self, raw: bytes | bytearray, decoded: object) -> None:
         """Note what is no result, and whether it begins like one."""
@@ -134,3 +132,13 @@ def _is_too_deep(value: object) -> bool:
             return False
         level = below
     return True
+
+
+def _result_of(decoded: object) -> Mapping[str, Any] | None:
+    """Return the result that a line is; `None` if it is none."""
+    if not isinstance(decoded, dict):
+        return None
+    fields = cast("Mapping[str, Any]", decoded)
+    custom_id: object = fields.get("custom_id")
+    # The API takes nothing but ASCII for a name.
+    return fields if isinstance(custom_id, str) and custom_id.isascii() else None
