@@ -152,6 +152,7 @@ WHOLE: dict[str, Callable[[bytes], Served]] = {
     "an error behind it": lambda content: body(content, ERROR),
     "names that are none": lambda content: body(b'{"custom_id": "\\ud800"}\n{"custom_id": "\xc3\xa9"}\n', content),
     "nests a little": lambda content: with_last(content, lambda line: deep(line, 450)),
+    "many lists, not deep": lambda content: with_last(content, lambda line: edited(line, more=[[{}]] * 1000)),
     "NaN": lambda content: with_last(content, lambda line: edited(line, more=float("nan"))),
     "half a character": lambda content: with_last(content, lambda line: edited(line, more="\ud800")),
 }
