@@ -68,6 +68,6 @@ def build_chain(
         sanitize=None if settings.sanitize is None else Sanitize(settings.sanitize, observers=observers),
         retry=Retry(settings.retry, observers=observers, rng=rng),
         breaker=CircuitBreaker(settings.breaker, observers=observers),
-        admit=Admit(settings.admit, observers=observers, rng=rng),
+        admit=Admit(settings.admit, observers=observers, rng=rng, max_retry_after_s=settings.retry.max_retry_after_s),
         meter=Meter(),
     )

@@ -86,12 +86,16 @@ class CallEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryScheduled(Event):
-    """An attempt failed and another will follow after `delay_s` seconds."""
+    """An attempt failed and another will follow after `delay_s` seconds.
+
+    `disbelieved_s` is what the server asked to wait, if that was more than `max_retry_after_s`.
+    """
 
     call_id: str
     attempt: int
     delay_s: float
     reason: str
+    disbelieved_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ __all__ = [
     "ABANDONED",
     "CLOSED",
     "INCOMPLETE",
+    "MOST_BELIEVED_S",
     "Cause",
     "Failure",
     "FailureKind",
@@ -242,6 +243,8 @@ class Failure:
 ABANDONED = Failure(kind=FailureKind.ABANDONED)
 CLOSED = Failure(kind=FailureKind.CANCELLED, error_type="ClientClosed")
 INCOMPLETE = Failure(kind=FailureKind.CONNECTION, error_type="IncompleteStream")
+MOST_BELIEVED_S: Final = 3_600.0
+"""Seconds that a server may ask to wait, unless told otherwise. Limits are per minute; no answer may lock us out."""
 
 
 def _number(text: str | None) -> float | None:
@@ -266,7 +269,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a response asks to wait: `retry-after-ms`, else `retry-after` (RFC 9110 §10.2.3).
 
     Zero, negative, past and unreadable values count as none. A date is compared with the response's own `date`, so that
-    a wrong local clock does no harm.
+    a wrong local clock does no harm. However long it is: whether it is believed is for those to say who wait.
 
     Example:
         >>> (

@@ -40,10 +40,11 @@ __all__ = ["BufferedHandler", "JSONFormatter", "LogObserver", "json_handler"]
 
 _LONGEST_TEXT: Final = 200
 _MOST_LABELS: Final = 32
+# Back-off is shorter: whoever waits for so long was asked to.
+_LONG_S: Final = 60.0
 _BY_THE_CALLER: Final = frozenset({FailureKind.CANCELLED.value, FailureKind.ABANDONED.value})
 _METHODS: Final = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 _LEVELS: Final[dict[type[Event], int]] = {
-    RetryScheduled: logging.DEBUG,
     LimitsLearned: logging.DEBUG,
     GiveBackFailed: logging.ERROR,
     BackgroundFailed: logging.ERROR,
@@ -62,7 +63,7 @@ class _Line(str):
 
 
 class LogObserver:
-    """An observer that logs every event as a JSON line; calls that failed as warnings, retries for debugging only.
+    """An observer that logs every event as a JSON line; failed calls as warnings, short retries for debugging only.
 
     Args:
         logger: Where the lines go; the logger `penstock` if not given.
@@ -97,6 +98,10 @@ def _level_of(event: Event) -> int:
         return logging.INFO if event.failure is None or event.failure in _BY_THE_CALLER else logging.WARNING
     if isinstance(event, BreakerChanged):
         return logging.WARNING if event.after == "open" else logging.INFO
+    if isinstance(event, RetryScheduled):
+        if event.disbelieved_s is not None:
+            return logging.WARNING
+        return logging.INFO if event.delay_s >= _LONG_S else logging.DEBUG
     if isinstance(event, KeyChanged):
         return logging.INFO if event.state == "ok" else logging.WARNING
     return _LEVELS.get(type(event), logging.INFO)

@@ -6,7 +6,7 @@ more. What the service failed to do is asked again a few times; what is wrong wi
 
 from __future__ import annotations
 
-import json
+import logging
 from array import array
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -20,6 +20,7 @@ from penstock._core.failure import failure_of_error_event
 from penstock.batch.message_batches.desk import NO_BATCH, result_of
 from penstock.batch.message_batches.ledger import member
 from penstock.batch.message_batches.remote import NoResults, failure_of
+from penstock.batch.message_batches.results_file import ResultLines
 from penstock.batch.result import FanOutResult
 from penstock.errors import ItemFailed, NoKeyAvailable, PenstockError
 
@@ -39,7 +40,11 @@ _MOST_BREAKS: Final = 5
 _MOST_MISSES: Final = 2
 # The API ends a batch within a day; whoever can't be reached for longer than that is not waited for.
 _LONGEST_S: Final = 25 * 3600.0
-_BROKEN: Final = (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError, anthropic.APIError, NoResults)
+# How often a file may say the same.
+_MOST_TIMES: Final = 10
+_BROKEN: Final = (httpx2.TransportError, httpx2.DecodingError, anthropic.APIError, NoResults)
+
+_logger: Final = logging.getLogger("penstock")
 
 
 class _NotOurs(Exception):
@@ -92,7 +97,8 @@ class Follower:
             pass
         if batch.settled < len(batch.places):
             async for place, head in self._desk.with_batch(batch):
-                await self._once_more(batch, place, head, ItemFailed("errored", error_type="MissingResult"), again)
+                message = f"no result of it could be had from {batch.id}; it may be paid for (retry_failed)"
+                await self._once_more(batch, place, head, _failed("missing_result", message), again)
         return again
 
     # Waiting for its end
@@ -167,47 +173,61 @@ class Follower:
     async def _collect(self, batch: Batch, again: array[int]) -> None:
         """Deliver a batch's results; a file that is short in spite of all is left so."""
         breaks, delays, reached_at = 0, self._desk.delays(), anyio.current_time()
+        told = False
         while True:
-            settled, broken = batch.settled, None
-            try:
-                await self._read(batch, again)
-            except _BROKEN as error:
-                broken = error
+            settled = batch.settled
+            broken = await self._read(batch, again)
             if batch.settled >= len(batch.places):
                 return
             if batch.settled > settled:
-                breaks, reached_at = 0, anyio.current_time()
-            elif not isinstance(broken, anthropic.APIError) or isinstance(broken, anthropic.NotFoundError):
-                # A file may be short without looking broken.
+                breaks, told, reached_at = 0, False, anyio.current_time()
+            elif broken is None or isinstance(broken, anthropic.NotFoundError):
                 breaks += 1
                 if breaks == _MOST_BREAKS:
                     break
             elif not _passes(broken, since=reached_at):
                 raise broken
+            if not told:
+                told = True
+                why = "they are not whole" if broken is None else type(broken).__name__
+                _logger.warning("the results of %s can't be read to the end (%s); they are read again", batch.id, why)
             await self._desk.pause(delays.next_s())
-        if broken is not None and not isinstance(broken, anthropic.NotFoundError):
-            raise broken
+        missing = len(batch.places) - batch.settled
+        _logger.warning("%d results of %s are missing; they are asked again, or fail", missing, batch.id)
 
-    async def _read(self, batch: Batch, again: array[int]) -> None:
-        desk = self._desk
-        async with desk.remote.results(str(batch.id), batch.pin) as lines:
-            async for line in lines:
-                place, number = desk.places.get(line["custom_id"]) or (0, None)
-                if number == batch.number:
-                    await self._settle(batch, place, line, again)
-                elif number is None and batch.adopted and not batch.holds(member(line["custom_id"])):
-                    raise _NotOurs
+    async def _read(self, batch: Batch, again: array[int]) -> Exception | None:
+        """Read a results file as far as it goes.
+
+        Returns:
+            Why there is nothing that could be one; `None` for a file, be it whole, short, damaged or broken off.
+        """
+        desk, lines = self._desk, ResultLines(most=_MOST_TIMES * batch.size)
+        try:
+            async with desk.remote.results(str(batch.id), batch.pin, lines) as results:
+                async for line in results:
+                    place, number = desk.places.get(line["custom_id"]) or (0, None)
+                    if number == batch.number:
+                        await self._settle(batch, place, line, again)
+                    elif number is None and batch.adopted and not batch.holds(member(line["custom_id"])):
+                        raise _NotOurs
+        except _BROKEN as error:
+            return None if lines.begun else error
+        if lines.begun or not lines.other:
+            return None
+        return NoResults(
+            f"{batch.id} has ended, and what comes for its results is something else (of a proxy, say). Nothing is "
+            "paid for again: mend that, and run this once more"
+        )
 
     async def _settle(self, batch: Batch, place: int, line: Mapping[str, Any], again: array[int]) -> None:
         head = self._desk.spool.head(place)
         batch.settled += 1
-        try:
-            read = _read(line)
-        except ValueError as error:
+        read = _understood(line)
+        if read is None:
             # Of a later API, say; asked again, it would be paid for again.
-            await self._desk.fail(place, head, _failed("unknown_result", str(error)), batch)
-            return
-        if isinstance(read.error, ItemFailed) and self._is_worth_another(read.error, batch):
+            message = f"what {batch.id} says of it can't be understood; it may be paid for (retry_failed)"
+            await self._desk.fail(place, head, _failed("unknown_result", message), batch)
+        elif isinstance(read.error, ItemFailed) and self._is_worth_another(read.error, batch):
             await self._once_more(batch, place, head, read.error, again)
         else:
             await self._desk.deliver(place, head, result_of(head, batch, message=read.message, error=read.error))
@@ -230,16 +250,13 @@ class Follower:
             again.append(place)
 
 
-def _read(line: Mapping[str, Any]) -> FanOutResult:
-    """Read a line.
-
-    Raises:
-        ValueError: It says nothing that can be understood.
-    """
-    read = FanOutResult.from_line(line, index=0)
-    if read.message is not None and not is_message(read.message.__dict__):
-        raise ValueError("its message is none")
-    return read
+def _understood(line: Mapping[str, Any]) -> FanOutResult | None:
+    """Return what a line says; `None` if nobody understands it."""
+    try:
+        read = FanOutResult.from_line(line, index=0)
+    except Exception:  # noqa: BLE001 - whatever a line is made of, it spoils one item's result and no more
+        return None
+    return read if read.message is None or is_message(read.message.__dict__) else None
 
 
 def _passes(error: Exception, *, since: float) -> bool:

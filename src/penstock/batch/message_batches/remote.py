@@ -7,14 +7,14 @@ lost, a batch may exist, and would be paid for twice.
 
 from __future__ import annotations
 
-import json
 import math
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import anthropic
 import anyio
+import httpx2
 from anthropic.pagination import AsyncPage
 from anthropic.types.messages import MessageBatch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 
     from penstock._core.context import Pin
+    from penstock.batch.message_batches.results_file import ResultLines
 
 __all__ = ["NoResults", "Remote", "failure_of"]
 
@@ -42,7 +43,7 @@ class NoResults(anthropic.AnthropicError):
 
 def failure_of(error: Exception) -> Failure:
     """Classify what a request about a batch raised, for those who go on where its own retries have ended."""
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, NoResults):
         return Failure(kind=FailureKind.INVALID, error_type=type(error).__name__)
     # The guards say of each final answer that it is not to be tried again.
     return replace(failure_of_exception(error), should_retry=None)
@@ -100,7 +101,7 @@ class Remote:
     async def stop(self, identity: str, pin: Pin) -> MessageBatch:
         """Have a batch cancelled."""
         with self._block(pin):
-            return await self._batches.cancel(identity)
+            return await _parsed(await self._batches.with_raw_response.cancel(identity), MessageBatch, proof="id")
 
     async def newest(self, pin: Pin) -> Mark:
         """Return which batch is the newest of all, and whose they are."""
@@ -132,48 +133,47 @@ class Remote:
             after = {"after_id": page.last_id}
 
     @asynccontextmanager
-    async def results(self, identity: str, pin: Pin) -> AsyncGenerator[AsyncIterator[Mapping[str, Any]]]:
-        """Open a results file; its lines are read as they are asked for."""
-        with self._block(pin):
+    async def results(
+        self, identity: str, pin: Pin, lines: ResultLines
+    ) -> AsyncGenerator[AsyncIterator[Mapping[str, Any]]]:
+        """Open a results file, which `lines` takes apart; it is read as its results are asked for.
+
+        Raises:
+            NoResults: There is none, or what says where it is says something else.
+        """
+        response = None
+        with self._block(pin), suppress(AttributeError, ValueError, RecursionError):
+            # The SDK looks at the batch first: what it raises where that is no object or no JSON quotes it.
             try:
                 response = await self._batches.with_streaming_response.results(identity).__aenter__()
             except anthropic.AnthropicError as error:
-                if type(error) is anthropic.AnthropicError:
-                    # The SDK's own word for a batch without `results_url`.
-                    raise NoResults(f"{identity} has ended and has no results file") from error
-                raise
+                # The SDK's own word for a batch without `results_url`.
+                if type(error) is not anthropic.AnthropicError:
+                    raise
+        if response is None:
+            raise NoResults(f"{identity} has ended and has no results file")
         try:
-            yield self._lines(response.iter_bytes())
+            yield self._read(response.iter_bytes(), lines)
         finally:
             await response.close()
 
-    async def _lines(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Mapping[str, Any]]:
-        """Decode lines; what is none is passed over, unless it is the last, where the file breaks off."""
-        held: list[bytes] = []
-        while True:
-            with anyio.fail_after(self.deadline_at - anyio.current_time()):
-                chunk = await anext(chunks, None)
+    async def _read(self, chunks: AsyncIterator[bytes], lines: ResultLines) -> AsyncGenerator[Mapping[str, Any]]:
+        broken = None
+        while not lines.over:
+            try:
+                with anyio.fail_after(self.deadline_at - anyio.current_time()):
+                    chunk = await anext(chunks, None)
+            except (httpx2.TransportError, httpx2.DecodingError) as error:
+                broken = error
+                break
             if chunk is None:
                 break
-            *ends, rest = chunk.split(b"\n")
-            for end in ends:
-                if (line := _line(b"".join([*held, end]))) is not None:
-                    yield line
-                held.clear()
-            held.append(rest)
-        if last := b"".join(held).strip():
-            json.loads(last)
-            if (line := _line(last)) is not None:
+            for line in lines.feed(chunk):
                 yield line
-
-
-def _line(raw: bytes) -> Mapping[str, Any] | None:
-    try:
-        line: object = json.loads(raw)
-    except ValueError:
-        return None
-    fields = cast("Mapping[str, Any]", line) if isinstance(line, dict) else None
-    return fields if fields is not None and isinstance(fields.get("custom_id"), str) else None
+        for line in lines.end():
+            yield line
+        if broken is not None:
+            raise broken
 
 
 async def _parsed(raw: anthropic.AsyncAPIResponse[T], kind: type[T], *, proof: str) -> T:
@@ -182,12 +182,10 @@ async def _parsed(raw: anthropic.AsyncAPIResponse[T], kind: type[T], *, proof: s
     Raises:
         anthropic.APIResponseValidationError: It is something else; a page of a proxy, say.
     """
-    found: object
-    try:
+    found: object = None
+    # Raised by the SDK where an answer is no object, no JSON, or nests too deep; the second one quotes it.
+    with suppress(AttributeError, ValueError, RecursionError):
         found = await raw.parse()
-    except AttributeError:
-        # Raised by the SDK where a page is no object.
-        found = None
     if not isinstance(found, kind) or getattr(found, proof) is None:
         raise anthropic.APIResponseValidationError(raw.http_response, body=None)
     return found

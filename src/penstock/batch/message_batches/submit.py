@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock._core.context import Pin
-from penstock._core.failure import FailureKind
+from penstock._core.failure import MOST_BELIEVED_S, FailureKind
 from penstock.batch.message_batches.desk import AT_A_STRETCH
 from penstock.batch.message_batches.remote import failure_of
 
@@ -101,7 +101,7 @@ class Submitter:
                     raise
             else:
                 return True
-            await desk.pause(max(delays.next_s(), failure.retry_after_s or 0.0))
+            await desk.pause(max(delays.next_s(), min(failure.retry_after_s or 0.0, MOST_BELIEVED_S)))
             if failure.may_be_billed and await self.locate(batch):
                 return True
         return False

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Feedback"]
 
 _TOO_STEEP = "ramp_limit_exceeded"
+# Limits are per minute.
+_REST_S = 60.0
 
 
 class Feedback:
@@ -33,12 +35,14 @@ class Feedback:
         pool: The keys.
         scope: What shares a quota.
         observers: Told of limits learned, cool-downs and quarantines.
+        max_retry_after_s: Seconds that a quota may be asked to rest.
     """
 
-    def __init__(self, pool: KeyPool, *, scope: QuotaScope, observers: Observers) -> None:
+    def __init__(self, pool: KeyPool, *, scope: QuotaScope, observers: Observers, max_retry_after_s: float) -> None:
         self._pool = pool
         self._scope: QuotaScope = scope
         self._observers = observers
+        self._max_retry_after_s = max_retry_after_s
 
     def __repr__(self) -> str:
         return f"<Feedback to {self._pool}>"
@@ -74,7 +78,7 @@ class Feedback:
     ) -> None:
         refused_for_s = None
         if failure is not None and failure.kind is FailureKind.RATE_LIMITED and failure.error_code != _TOO_STEEP:
-            refused_for_s = failure.retry_after_s or 0.0
+            refused_for_s = self._believed_s(failure) or 0.0
         allowance = grant.allowance
         changed = allowance.learn(headers, grant.mark, grant.cost, now=now, refused_for_s=refused_for_s)
         if changed and self._observers:
@@ -83,15 +87,23 @@ class Feedback:
             self._observers.emit(LimitsLearned(quota=grant.key.quota.name, model_class=model_class, **known))
 
     def _rate_limited(self, failure: Failure, attempt: Attempt, key: Key, model_class: str, now: float) -> None:
-        allowance, seconds = key.quota.of_class(model_class), failure.retry_after_s
+        allowance, seconds = key.quota.of_class(model_class), self._believed_s(failure)
         if failure.error_code == _TOO_STEEP:
             allowance.ramp.too_steep(now=now)
-        if seconds is None:
+        if failure.retry_after_s is None:
             # How long to wait is up to the back-off of the one who was refused.
             return
-        if allowance.cool_down(until=now + seconds):
+        if seconds is None and self._is_served_elsewhere(key, model_class, now=now):
+            # It holds nobody up, and else the next request might choose it again.
+            seconds = min(_REST_S, self._max_retry_after_s)
+        if seconds is not None and allowance.cool_down(until=now + seconds):
             self._observers.emit(QuotaCooled(quota=key.quota.name, model_class=model_class, seconds=seconds))
         self._fail_over(key, attempt, model_class, now=now)
+
+    def _believed_s(self, failure: Failure) -> float | None:
+        """Return how long the quota is to rest; one answer that asks for too long holds nobody else up."""
+        seconds = failure.retry_after_s
+        return seconds if seconds is None or seconds <= self._max_retry_after_s else None
 
     def _works(self, key: Key) -> None:
         """A probe succeeded."""
@@ -114,11 +126,13 @@ class Feedback:
 
     def _fail_over(self, key: Key, attempt: Attempt, model_class: str, *, now: float) -> None:
         """Let a call whose quota is spent go to another quota at once: the line knows how long this one must rest."""
-        ready = [other for other in self._pool.keys if other.quota is not key.quota and other.may_use(now=now)]
-        if attempt.failure is not None and any(
-            other.quota.of_class(model_class).cooling_until <= now for other in ready
-        ):
+        if attempt.failure is not None and self._is_served_elsewhere(key, model_class, now=now):
             attempt.failure = replace(attempt.failure, kind=FailureKind.RATE_LIMITED, retry_after_s=None)
+
+    def _is_served_elsewhere(self, key: Key, model_class: str, *, now: float) -> bool:
+        """Whether another quota than this key's may be used now."""
+        ready = [other for other in self._pool.keys if other.quota is not key.quota and other.may_use(now=now)]
+        return any(other.quota.of_class(model_class).cooling_until <= now for other in ready)
 
     def _changed(self, key: Key, state: str, reason: str, again_s: float | None) -> None:
         self._observers.emit(KeyChanged(key=key.name, state=state, reason=reason, again_s=again_s))

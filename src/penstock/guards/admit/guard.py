@@ -20,7 +20,7 @@ from penstock._core.attempt import Attempt, CallNext, Response, http_response_of
 from penstock._core.chance import CHANCE
 from penstock._core.context import current_pin
 from penstock._core.durations import Durations
-from penstock._core.failure import FailureKind
+from penstock._core.failure import MOST_BELIEVED_S, FailureKind
 from penstock._core.kind import RequestKind
 from penstock._core.options import options_from
 from penstock._core.secret import Secret, bearer
@@ -97,6 +97,8 @@ class Admit(Middleware):
         keys: API keys to choose from; empty to leave the client's own credentials in place, counted as one key.
         observers: Told of limits learned, cool-downs and quarantines.
         rng: Source of chance.
+        max_retry_after_s: Seconds that a 429 may ask the quota to rest, above 0; one that asks for more speaks for its
+            own request only.
 
     Raises:
         pydantic.ValidationError: A bad option.
@@ -116,8 +118,10 @@ class Admit(Middleware):
         keys: Sequence[Secret] = (),
         observers: Observers = _NO_OBSERVERS,
         rng: random.Random | None = None,
+        max_retry_after_s: float = MOST_BELIEVED_S,
         **fields: object,
     ) -> None:
+        self._max_retry_after_s = max_retry_after_s
         self.options = options_from(AdmitOptions, options, fields)
         self.estimator = Estimator()
         self._observers = observers
@@ -151,7 +155,12 @@ class Admit(Middleware):
             for key in self.pool.keys:
                 key.carried = key.secret == carried
         self.line = Line(self.pool, self._slots, max_queued=options.max_queued)
-        self._feedback = Feedback(self.pool, scope=options.quota_scope, observers=self._observers)
+        self._feedback = Feedback(
+            self.pool,
+            scope=options.quota_scope,
+            observers=self._observers,
+            max_retry_after_s=self._max_retry_after_s,
+        )
 
     def _configured(self, model_class: str) -> Limits:
         if model_class == _COUNT_TOKENS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from penstock._core.failure import FailureKind
+from penstock._core.failure import MOST_BELIEVED_S, FailureKind
 from penstock._core.options import Options
 from penstock.errors import CircuitOpen
 
@@ -30,6 +30,8 @@ class RetryOptions(Options):
         max_attempts: Attempts for each call, the first included, 1 to 100. Items of a fan-out have their own number.
         base_s: Seconds that the first wait has at most, above 0, at most 3,600; it doubles with every attempt.
         cap_s: Seconds that no wait exceeds unless the server asks for more, above 0, at most 86,400.
+        max_retry_after_s: Seconds that the server may ask to wait, above 0, at most 86,400. Asked for more, a call
+            comes back as if nothing had been asked; told so again, it waits for this long.
         hold_s: Seconds for which a stream is held back until its first content, so that it can be retried, 0 to 3,600.
         quota: The retry quota when full, 0 to 1,000,000. All calls share it: while it is empty, calls fail at once and
             items of a fan-out wait, so that an outage doesn't multiply the traffic.
@@ -45,6 +47,7 @@ class RetryOptions(Options):
     max_attempts: int = Field(default=4, ge=1, le=100)
     base_s: float = Field(default=0.5, gt=0, le=3_600)
     cap_s: float = Field(default=30.0, gt=0, le=86_400)
+    max_retry_after_s: float = Field(default=MOST_BELIEVED_S, gt=0, le=86_400)
     hold_s: float = Field(default=10.0, ge=0, le=3_600)
     quota: int = Field(default=500, ge=0, le=1_000_000)
     cost: int = Field(default=14, ge=1)
@@ -90,7 +93,7 @@ class Course:
         'the wait of 90 s would pass the deadline'
     """
 
-    __slots__ = ("_deadline", "_max_attempts", "_options", "_refusals", "_rng", "attempts", "patient")
+    __slots__ = ("_deadline", "_doubted", "_max_attempts", "_options", "_refusals", "_rng", "attempts", "patient")
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Course:
         self._max_attempts = max_attempts
         self._deadline = deadline
         self._refusals = 0
+        self._doubted = False
 
     def after(self, failure: Failure, error: Exception | None, now: float) -> Again | Stop:
         """Decide what follows a failed attempt.
@@ -127,7 +131,15 @@ class Course:
             return Stop("such a failure is not retried")
         if self.attempts >= self._max_attempts:
             return Stop("no attempt is left")
-        return self._in_time(Again(self._delay_s(self.attempts, failure.retry_after_s)), now)
+        return self._in_time(Again(self._delay_s(self.attempts, self._believed_s(failure.retry_after_s))), now)
+
+    def _believed_s(self, retry_after_s: float | None) -> float | None:
+        """Return how long a wait is worth that the server asks for: too long a one nothing at first, then the most."""
+        most_s, doubted = self._options.max_retry_after_s, self._doubted
+        self._doubted = retry_after_s is not None and retry_after_s > most_s
+        if not self._doubted:
+            return retry_after_s
+        return most_s if doubted else None
 
     def _delay_s(self, number: int, retry_after_s: float | None) -> float:
         """Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/."""

@@ -64,10 +64,10 @@ class Retry(anthropic.Middleware):
     """Repeats failed attempts with exponential back-off and full jitter; see `RetryOptions` for how often.
 
     What is retried: connection errors, time-outs, 408, 409, 429 (except spend limits), 5xx, and what the server asks to
-    be (`x-should-retry`). `retry-after` is obeyed, up to the call's deadline. A stream is retried until it has brought
-    content: so it is held back until then, for at most `hold_s` seconds, and handed on byte for byte. Without a
-    `penstock.Client`, that time is looked at only when bytes arrive. Refusals of other guards are final, except that
-    items of a fan-out wait for the circuit breaker.
+    be (`x-should-retry`). `retry-after` is obeyed, up to the call's deadline and `max_retry_after_s`. A stream is
+    retried until it has brought content: so it is held back until then, for at most `hold_s` seconds, and handed on
+    byte for byte. Without a `penstock.Client`, that time is looked at only when bytes arrive. Refusals of other guards
+    are final, except that items of a fan-out wait for the circuit breaker.
 
     There should be one retry loop only: make the SDK's client with `max_retries=0`. If its own retries are on, a final
     answer says `x-should-retry: false`, and a request that the SDK repeats is tried once.
@@ -203,8 +203,15 @@ class Retry(anthropic.Middleware):
 
     def _announce(self, attempt: Attempt, failure: Failure, delay_s: float) -> None:
         reason = "circuit_open" if failure.kind is FailureKind.REFUSED else failure.kind.value
+        asked_s, most_s = failure.retry_after_s, self._options.max_retry_after_s
         self._observers.emit(
-            RetryScheduled(call_id=attempt.call.id, attempt=attempt.number, delay_s=delay_s, reason=reason)
+            RetryScheduled(
+                call_id=attempt.call.id,
+                attempt=attempt.number,
+                delay_s=delay_s,
+                reason=reason,
+                disbelieved_s=None if asked_s is None or asked_s <= most_s else asked_s,
+            )
         )
 
 
