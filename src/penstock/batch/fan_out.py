@@ -7,21 +7,21 @@ the caller's own leaves as itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack, cast
 
 import anyio
 
 from penstock.batch.ask import ask
 from penstock.batch.items import Request
 from penstock.batch.result import FanOutResult
-from penstock.batch.run import Order, Run, RunOptions
+from penstock.batch.run import Model, Order, Run, RunOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
     from contextlib import AsyncExitStack
 
-    from anthropic import AsyncAnthropic
+    from anthropic import AsyncAnthropic, NotGiven, Omit
     from anyio.abc import TaskGroup
 
     from penstock._core.params import ItemParams
@@ -35,7 +35,7 @@ __all__ = ["FanOut", "Order", "Request"]
 _WARM_UPS: Final = 3
 
 
-class FanOut(Run):
+class FanOut(Run[Model]):
     """Runs requests concurrently: `async with` it, iterate over it, leave early as you like.
 
     Args:
@@ -94,7 +94,7 @@ class FanOut(Run):
         retry_failed: bool = False,
         replay: bool = False,
         keep_params: bool = False,
-        output_format: Any = None,
+        output_format: type[Model] | Omit | NotGiven | None = None,
         warm_cache: bool = False,
         progress: bool = False,
         on_progress: OnProgress | None = None,
@@ -134,7 +134,7 @@ class Live:
     """
 
     def __init__(self, sdk: AsyncAnthropic, concurrency: int, *, order: Order, warm_cache: bool) -> None:
-        given: object = concurrency
+        given = cast("object", concurrency)
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
             raise ValueError(f"concurrency must be a whole number from 1 up, not {given!r}")
         self._sdk = sdk
