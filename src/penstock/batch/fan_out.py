@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from penstock._core.params import ItemParams
     from penstock.batch.journal import Journal
-    from penstock.batch.progress import OnProgress
+    from penstock.batch.progress import OnProgress, Waits
     from penstock.batch.run import Work
 
 __all__ = ["FanOut", "Order", "Request"]
@@ -57,7 +57,8 @@ class FanOut(Run[Model]):
         progress: Show progress on the standard error: a bar in a terminal, else a line every five seconds.
         on_progress: Told how far it is, with a `Progress`, every second and at the end.
         total: Items in all, where `requests` doesn't tell by its length.
-        quota_use: Tells the share of the rate limits that is in use, for the progress.
+        waits: Tells what requests wait for, for the progress, given the time of the event loop; as a verb of a client,
+            what its guards know.
         **params: Of `messages.create`, for every item; an item's own `params` win. As a verb of a client, `model` and
             `max_tokens` are its settings by default.
 
@@ -99,7 +100,7 @@ class FanOut(Run[Model]):
         progress: bool = False,
         on_progress: OnProgress | None = None,
         total: int | None = None,
-        quota_use: Callable[[], float | None] | None = None,
+        waits: Callable[[float], Waits] | None = None,
         **params: Unpack[ItemParams],
     ) -> None:
         options = RunOptions(
@@ -114,7 +115,7 @@ class FanOut(Run[Model]):
             progress=progress,
             on_progress=on_progress,
             total=total,
-            quota_use=quota_use,
+            waits=waits,
             params=params,
         )
         super().__init__(Live(sdk, concurrency, order=order, warm_cache=warm_cache), requests, options)

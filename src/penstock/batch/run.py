@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from penstock.batch.intake import Ready
     from penstock.batch.items import Request
-    from penstock.batch.progress import OnProgress, Progress
+    from penstock.batch.progress import OnProgress, Progress, Waits
     from penstock.batch.result import Result
 
     # What a run's `output_format` makes of answers: nothing, where there is none. Only checkers know the default.
@@ -73,7 +73,7 @@ class RunOptions:
     progress: bool = False
     on_progress: OnProgress | None = None
     total: int | None = None
-    quota_use: Callable[[], float | None] | None = None
+    waits: Callable[[float], Waits] | None = None
 
     def __post_init__(self) -> None:
         if self.params.get("stream"):
@@ -133,7 +133,7 @@ class Work:
             replay=options.replay,
         )
         total = len(requests) if options.total is None and isinstance(requests, Sized) else options.total
-        self.tally = Tally(total=total, quota_use=options.quota_use)
+        self.tally = Tally(total=total, waits=options.waits)
         self.room = asyncio.Semaphore(room)
         self.journal: Journal | None = None
         self.results: HandOver[FanOutResult] = HandOver()
