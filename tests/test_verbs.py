@@ -124,7 +124,7 @@ async def test_what_a_caller_gives_is_taken(simulator: Simulator) -> None:
     assert asked(simulator) == [("claude-opus-5-5", 6)]
 
 
-@pytest.mark.parametrize("name", VERBS.keys() - {"conversation", "stream"})
+@pytest.mark.parametrize("name", sorted(VERBS.keys() - {"conversation", "stream"}))
 async def test_a_verb_that_runs_requests_wants_an_open_client(simulator: Simulator, name: str) -> None:
     """Before anything is made, so that nothing fails item by item."""
     arguments: tuple[Any, ...] = ("Hi",) if name in {"run_tools", "tool_loop"} else (["One?"],)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from penstock.conversation.conversation import Conversation as Conversation
     from penstock.conversation.reply import Reply as Reply
     from penstock.conversation.system_prompt import SystemPrompt as SystemPrompt
+    from penstock.errors import AccountRefused as AccountRefused
     from penstock.errors import AdmissionTimeout as AdmissionTimeout
     from penstock.errors import BudgetExceeded as BudgetExceeded
     from penstock.errors import CircuitOpen as CircuitOpen
@@ -104,7 +105,7 @@ else:
         "penstock.conversation.reply": "Reply",
         "penstock.conversation.system_prompt": "SystemPrompt",
         "penstock.errors": (
-            "AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow InvalidHistory "
+            "AccountRefused AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow InvalidHistory "
             "InvalidImage InvalidOutput InvalidStream ItemFailed JournalError KeyNotFound NoKeyAvailable "
             "PenstockError QueueFull RequestExceedsQuota ResponseTooLarge StreamInterrupted "
             "SystemPromptChanged TooManyFailures ToolLoopLimit UnknownPrice UnknownTool UnsafeInput"

@@ -1,13 +1,13 @@
 """Every error that penstock raises, under one root.
 
 The rule here: an error says in its message what happened and what to do about it, carries its data in attributes,
-pickles, and contains no prompt, completion or key. Errors of the API itself stay the SDK's own
-(`anthropic.APIStatusError` and its subclasses); nothing here replaces them.
+pickles with them, as the SDK's root does, and contains no prompt, completion or key. Errors of the API itself stay the
+SDK's own (`anthropic.APIStatusError` and its subclasses); nothing here replaces them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anthropic
 import httpx2
@@ -169,11 +169,19 @@ class ResponseTooLarge(PenstockError):
         )
         self.limit_bytes = limit_bytes
 
-    def __reduce__(self) -> tuple[type[ResponseTooLarge], tuple[int]]:
-        return type(self), (self.limit_bytes,)
+
+class _HoldsContent(PenstockError):
+    """An error with attributes that may hold prompts or completions: those stay in this process."""
+
+    _CONTENT: ClassVar[tuple[str, ...]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what may hold a prompt or a completion."""
+        make, of, data = super().__reduce__()
+        return make, of, {**data, **dict.fromkeys(self._CONTENT)}
 
 
-class StreamInterrupted(PenstockError):
+class StreamInterrupted(_HoldsContent):
     """A stream broke off after its first content; all text that had come was delivered before.
 
     Attributes:
@@ -181,6 +189,8 @@ class StreamInterrupted(PenstockError):
         usage: A `penstock._core.usage.Usage`: what is known of its tokens, marked as estimated.
         cause: The error of the SDK or the transport behind it; left out as `partial` is.
     """
+
+    _CONTENT = ("partial", "cause")
 
     partial: Message | BetaMessage | None
     usage: Any
@@ -201,14 +211,6 @@ class StreamInterrupted(PenstockError):
         Otherwise what came can't be understood, and it is not to be asked for again by itself.
         """
         return isinstance(self.cause, anthropic.APIError | httpx2.TransportError)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what may hold a prompt or a completion."""
-        return _interrupted, (type(self), *self.args, self.usage)
-
-
-def _interrupted(cls: type[StreamInterrupted], message: str, usage: object) -> StreamInterrupted:
-    return cls(message, partial=None, usage=usage, cause=None)
 
 
 class BudgetExceeded(PenstockError):
@@ -322,14 +324,6 @@ class InvalidOutput(PenstockError):
         self.stop_reason = stop_reason
         self.problems = problems
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be made again from its data."""
-        return _invalid_output, (self.stop_reason, self.problems)
-
-
-def _invalid_output(stop_reason: str | None, problems: tuple[str, ...]) -> InvalidOutput:
-    return InvalidOutput(stop_reason=stop_reason, problems=problems)
-
 
 class ItemFailed(PenstockError):
     """An item failed, as the line of a result file says: in an earlier run, or in a message batch.
@@ -347,14 +341,6 @@ class ItemFailed(PenstockError):
         self.result = result
         self.error_type = error_type
         self.body = body
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be made again from its data."""
-        return _item_failed, (self.result, self.error_type, self.body)
-
-
-def _item_failed(result: str, error_type: str | None, body: object) -> ItemFailed:
-    return ItemFailed(result, error_type=error_type, body=body)
 
 
 class SystemPromptChanged(PenstockError):
@@ -390,16 +376,27 @@ class TooManyFailures(PenstockError):
         self.failed = failed
         self.finished = finished
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be made again from its data."""
-        return _too_many_failures, (self.failed, self.finished)
+
+class AccountRefused(PenstockError):
+    """A run was stopped, because the API refused the account that it asks with, one item after the other.
+
+    The items can be asked again once that is mended: a journal doesn't count them as failed.
+
+    Attributes:
+        items: Items in a row that were refused.
+        reason: The API's own words, or the name of the error.
+    """
+
+    def __init__(self, *, items: int, reason: str) -> None:
+        super().__init__(
+            f"the last {items} items were refused because of the key or its organization, not because of what they "
+            f"ask: {reason}. Nothing more was started; once that is mended, run it again."
+        )
+        self.items = items
+        self.reason = reason
 
 
-def _too_many_failures(failed: int, finished: int) -> TooManyFailures:
-    return TooManyFailures(failed=failed, finished=finished)
-
-
-class ToolLoopLimit(PenstockError):
+class ToolLoopLimit(_HoldsContent):
     """A tool loop reached one of its caps; every call of a tool that the model made is answered in the transcript.
 
     Attributes:
@@ -408,6 +405,8 @@ class ToolLoopLimit(PenstockError):
         container: Id of the container of code execution that they go on in, if there is one. The transcript knows it
             as long as it is not copied; else give it along, `container=error.container`.
     """
+
+    _CONTENT = ("transcript", "container")
 
     transcript: list[Any] | None
     container: str | None
@@ -420,16 +419,8 @@ class ToolLoopLimit(PenstockError):
         self.transcript = transcript
         self.container = getattr(transcript, "container", None)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what holds prompts and completions."""
-        return _limited, (type(self), self.limit)
 
-
-def _limited(cls: type[ToolLoopLimit], limit: str) -> ToolLoopLimit:
-    return cls(limit, transcript=None)
-
-
-class UnknownTool(PenstockError):
+class UnknownTool(_HoldsContent):
     """The model called a tool that was not offered to it, and `on_unknown_tool` is `"raise"`.
 
     Attributes:
@@ -437,16 +428,14 @@ class UnknownTool(PenstockError):
         transcript: All messages so far, ready to go on from; left out when the error is pickled or copied.
     """
 
+    _CONTENT = ("transcript",)
+
     transcript: list[Any] | None
 
     def __init__(self, name: str, *, transcript: list[Any] | None = None) -> None:
         super().__init__(f"the model called {name[:64]!r}, which is none of the tools it was given")
         self.name = name
         self.transcript = transcript
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what holds prompts and completions."""
-        return type(self), (self.name,)
 
 
 class UnsafeInput(PenstockError):
@@ -459,7 +448,3 @@ class UnsafeInput(PenstockError):
     def __init__(self, findings: tuple[Any, ...]) -> None:
         super().__init__(f"the request was refused: {'; '.join(str(finding) for finding in findings)}")
         self.findings = findings
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be made again from the findings."""
-        return type(self), (self.findings,)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
-from penstock import Client, ClientClosed, FanOutResult, NoKeyAvailable, RetryOptions
+from penstock import AccountRefused, Client, ClientClosed, FanOutResult, Journal, NoKeyAvailable, RetryOptions
 from penstock.batch.fan_out import FanOut, Order
 from penstock.events import CallEnded, Event
 from penstock.simulator import Simulator
@@ -22,6 +22,7 @@ from penstock.testing import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from penstock.testing.plugin import VirtualTime
 
@@ -647,14 +648,44 @@ class TestEnds:
         nothing_left(claude, simulator)
 
     async def test_without_a_key_items_fail_at_once(self, virtual_time: VirtualTime) -> None:
-        """When every key was refused, items don't wait for a minute each: they fail, and the input goes on."""
+        """When every key was refused, items don't wait for a minute each, and the run stops after a few of them."""
         simulator = Simulator()
         simulator.inject("authentication", times=1000)
-        async with governed(simulator) as claude:
-            results = await claude.map(["x"] * 10, model=MODEL, concurrency=1)
+        async with (
+            governed(simulator) as claude,
+            claude.fan_out(["x"] * 1000, model=MODEL, concurrency=1) as results,
+        ):
+            seen = [await anext(results) for _ in range(4)]
+            with pytest.raises(AccountRefused, match="the last 5 items were refused"):
+                await anext(results)
         assert virtual_time.now() < 5
-        assert isinstance(results[0].error, anthropic.AuthenticationError)
-        assert all(isinstance(result.error, NoKeyAvailable) for result in results[1:])
+        assert isinstance(seen[0].error, anthropic.AuthenticationError)
+        assert all(isinstance(result.error, NoKeyAvailable) for result in seen[1:])
+
+    async def test_a_refused_account_stops_a_run(self, virtual_time: VirtualTime, tmp_path: Path) -> None:
+        """After a few items, with one error that says why; nothing is written off, and the next run asks it all."""
+        path, simulator = tmp_path / "run.jsonl", Simulator(latency_s=0.1)
+        broke = "Your credit balance is too low to access the Anthropic API."
+        simulator.inject("error", status=400, type="invalid_request_error", message=broke, times=1000)
+        async with governed(simulator) as claude:
+            for _ in range(2):
+                with pytest.raises(AccountRefused, match="credit balance is too low"):
+                    await claude.map(["x"] * 1000, model=MODEL, concurrency=8, journal=path)
+            assert len(simulator.journal) <= 2 * 16
+        async with Journal(path) as journal:
+            assert (journal.answered, journal.failed) == (0, 0)
+        simulator = Simulator()
+        async with governed(simulator) as claude:
+            assert all(result.ok for result in await claude.map(["x"] * 20, model=MODEL, journal=path))
+
+    async def test_one_who_is_refused_does_not_stop_the_others(self, virtual_time: VirtualTime) -> None:
+        """As a model may be that only some may use."""
+        simulator = Simulator()
+        for _ in range(10):
+            simulator.inject("error", status=403, type="permission_error", message="not this one", times=2, after=1)
+        async with governed(simulator) as claude:
+            results = await claude.map(["x"] * 30, model=MODEL, concurrency=1)
+        assert [result.ok for result in results] == [True, False, False] * 10
 
 
 @pytest.mark.slow

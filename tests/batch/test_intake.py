@@ -38,7 +38,7 @@ async def test_an_item_has_the_common_params_and_its_own() -> None:
 async def test_what_is_wrong_with_an_item_is_its_result() -> None:
     """At its place, and the reading goes on."""
     bad: Any = [7, "x", {"custom_id": "1", "params": {}}]
-    first, second, third = await everything(Intake(bad, {}))
+    first, second, third = await everything(Intake(bad, {"model": "m"}))
     assert isinstance(second, Item)
     assert isinstance(first, FanOutResult)
     assert isinstance(third, FanOutResult)
@@ -53,7 +53,7 @@ async def test_the_end_stays_the_end() -> None:
         yield "a"
         raise OSError("the user's own")
 
-    intake = Intake(broken(), {})
+    intake = Intake(broken(), {"model": "m"})
     assert len(await everything(intake)) == 1
     assert isinstance(intake.error, OSError)
     assert await intake.next() is None
@@ -63,7 +63,7 @@ async def test_the_end_stays_the_end() -> None:
 async def test_the_schema_is_asked_for_beside_what_else_is() -> None:
     """In the common params, and in an item's own."""
     own = {"custom_id": "a", "params": {"messages": [], "output_config": {"effort": "low"}}}
-    intake = Intake(["x", own], {"output_config": {"effort": "high"}}, output=OutputFormat(int))
+    intake = Intake(["x", own], {"model": "m", "output_config": {"effort": "high"}}, output=OutputFormat(int))
     configs = [item.params["output_config"] for item in await everything(intake) if isinstance(item, Item)]
     assert [config["effort"] for config in configs] == ["high", "low"]
     assert [config["format"]["schema"] for config in configs] == [{"type": "integer"}] * 2
@@ -74,3 +74,11 @@ def test_what_is_no_input_is_refused(requests: Any) -> None:
     """One prompt is no list of prompts."""
     with pytest.raises(TypeError, match="for one prompt give"):
         Intake(requests, {})
+
+
+async def test_prompts_without_a_model_are_one_error() -> None:
+    """Of the run, before anything is asked; not one for each."""
+    intake = Intake(["x", "y"], {"max_tokens": 5})
+    assert await everything(intake) == []
+    assert isinstance(intake.error, TypeError)
+    assert str(intake.error) == "no model: give the run one, as model=…"

@@ -19,7 +19,9 @@ def test_a_request_keeps_its_name_params_and_labels() -> None:
     params: dict[str, Any] = {"messages": []}
     item = read_item(7, {"custom_id": "a", "params": params, "labels": {"user": "u1"}})
     assert (item.custom_id, item.labels) == ("a", {"user": "u1"})
-    assert item.params is params
+    assert item.params == params
+    params["messages"].append("another")
+    assert item.params == {"messages": []}
 
 
 @pytest.mark.parametrize("labels", ["user", ["user"], {"user": 7}, {7: "user"}, 7])

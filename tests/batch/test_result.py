@@ -13,15 +13,20 @@ from anthropic.types import Message
 from penstock import (
     AdmissionTimeout,
     BudgetExceeded,
+    CircuitOpen,
     ClientClosed,
     ContextOverflow,
     FanOutResult,
+    InvalidOutput,
     ItemFailed,
     JournalError,
+    KeyNotFound,
     NoKeyAvailable,
+    QueueFull,
+    RequestExceedsQuota,
 )
 from penstock.batch import Result
-from penstock.batch.result import is_final
+from penstock.batch.result import is_account_refused, is_mendable, reason_of
 from penstock.simulator import Simulator
 
 ASK: Any = {
@@ -160,26 +165,101 @@ def test_what_is_no_line_is_refused(line: dict[str, Any]) -> None:
         FanOutResult.from_line(line, index=0)
 
 
-def test_what_was_not_asked_for_reasons_of_the_moment_is_not_final() -> None:
-    """Another run may have a key, a budget, or time."""
+def refused(status: int, kind: str, message: str = "no", **headers: str) -> anthropic.APIStatusError:
+    """An answer of the API's that is an error."""
+    body = {"type": "error", "error": {"type": kind, "message": message}}
     request = httpx2.Request("POST", "http://x.invalid")
-    response = httpx2.Response(401, request=request)
-    for error in (
-        ClientClosed("closed"),
-        NoKeyAvailable("none"),
-        AdmissionTimeout("late"),
-        BudgetExceeded("b", spent_tokens=1, needed_tokens=1),
-        JournalError("a", "full"),
-        anthropic.AuthenticationError("x", response=response, body=None),
-    ):
-        assert not is_final(error)
-    for final in (
-        None,
-        ValueError("x"),
-        ContextOverflow("m", needed_tokens=2, window_tokens=1),
-        anthropic.APITimeoutError(request=request),
-    ):
-        assert is_final(final)
+    response = httpx2.Response(status, request=request, json=body, headers=headers)
+    return anthropic.AsyncAnthropic(api_key="x")._make_status_error_from_response(response)
+
+
+REQUEST = httpx2.Request("POST", "http://x.invalid")
+OF_THE_ACCOUNT = [
+    refused(400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
+    refused(400, "invalid_request_error", "This organization has been disabled."),
+    refused(401, "authentication_error"),
+    refused(402, "billing_error"),
+    refused(403, "permission_error"),
+    refused(429, "rate_limit_error", "You have reached your spend limit."),
+    NoKeyAvailable("none"),
+]
+ELSEWHERE = [
+    ClientClosed("closed"),
+    AdmissionTimeout("late"),
+    BudgetExceeded("b", spent_tokens=1, needed_tokens=1),
+    JournalError("a", "full"),
+    QueueFull("full"),
+    RequestExceedsQuota("input_tokens", needed=9, capacity=5),
+    CircuitOpen("open"),
+    KeyNotFound(("A",)),
+    ItemFailed("canceled"),
+    ItemFailed("expired"),
+    refused(429, "rate_limit_error"),
+    refused(529, "overloaded_error"),
+    refused(502, "api_error"),
+    refused(503, "api_error"),
+    anthropic.APIConnectionError(request=REQUEST),
+    OSError(24, "Too many open files"),
+]
+OF_THE_ITEM = [
+    ValueError("x"),
+    TypeError("an unknown param"),
+    ContextOverflow("m", needed_tokens=2, window_tokens=1),
+    InvalidOutput(stop_reason="max_tokens", problems=()),
+    anthropic.APITimeoutError(request=REQUEST),
+    refused(400, "invalid_request_error", "messages: at least one is required"),
+    refused(404, "not_found_error"),
+    refused(413, "request_too_large"),
+    refused(500, "api_error"),
+    ItemFailed("errored", error_type="invalid_request_error", body=refused(400, "invalid_request_error").body),
+]
+
+
+def named(error: Exception) -> str:
+    """For the names of tests."""
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("error", [*OF_THE_ACCOUNT, *ELSEWHERE], ids=named)
+def test_what_lies_outside_the_item_another_run_can_mend(error: Exception) -> None:
+    """The account, the key, the quota, the network, and we ourselves."""
+    assert is_mendable(error)
+    assert is_account_refused(error) == (error in OF_THE_ACCOUNT)
+
+
+@pytest.mark.parametrize("error", OF_THE_ITEM, ids=named)
+def test_what_speaks_of_the_item_stays(error: Exception) -> None:
+    """So does what was perhaps paid for."""
+    assert not is_mendable(error)
+    assert not is_account_refused(error)
+
+
+def test_an_answer_needs_no_mending() -> None:
+    """There is nothing wrong with it."""
+    assert not is_mendable(None)
+    assert not is_account_refused(None)
+
+
+def test_a_batch_says_it_in_a_line() -> None:
+    """The same words in an item's error of a results file mean the same."""
+    error = ItemFailed("errored", body=OF_THE_ACCOUNT[0].body)  # type: ignore[attr-defined]
+    assert is_mendable(error)
+    assert is_account_refused(error)
+
+
+def test_a_reason_can_t_steer_the_terminal() -> None:
+    """Text from outside is one line without control characters, and not too long."""
+    assert reason_of(ValueError("a\x1b[2J\nb")) == "a [2J b"
+    assert reason_of(ValueError("x" * 500)) == "x" * 300 + "…"
+
+
+def test_the_api_s_own_words_are_used() -> None:
+    """An error of the API is told by status, type and message, any other by its text, or at least its name."""
+    wrong = refused(404, "not_found_error", "model: claude-9")
+    assert reason_of(wrong) == "404 not_found_error: model: claude-9"
+    for body in (None, {}, {"error": "no"}, "no"):
+        assert reason_of(anthropic.APIStatusError("a page", response=wrong.response, body=body)) == "a page"
+    assert reason_of(TimeoutError()) == "TimeoutError"
 
 
 async def test_the_cost_is_that_of_the_answer() -> None:

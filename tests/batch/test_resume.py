@@ -13,7 +13,7 @@ import anthropic
 import anyio
 import pytest
 
-from penstock import Client, ClientClosed, FanOutResult, ItemFailed, Journal, JournalError, RetryOptions
+from penstock import Client, ClientClosed, FanOutResult, InvalidOutput, ItemFailed, Journal, JournalError, RetryOptions
 from penstock.batch.journal.file import JournalFile
 from penstock.simulator import Simulator
 from penstock.simulator.server import serving
@@ -146,33 +146,43 @@ class TestResume:
             first = await claude.map([request("a"), request("b", model="claude-hiku")], model=MODEL, journal=path)
             assert [result.ok for result in first] == [True, False]
             mended, changed = [request("a"), request("b")], [request("a", "other"), request("b")]
-            (_, refused) = await claude.map(mended, model=MODEL, journal=path)
-            assert isinstance(refused.error, JournalError)
+            (_, left) = await claude.map(mended, model=MODEL, journal=path)
+            assert left.replayed
             again = await claude.map(mended, model=MODEL, journal=path, retry_failed=True)
             assert [(result.ok, result.replayed) for result in again] == [(True, True), (True, False)]
             assert len(simulator.journal) == 3
             for retry_failed in (False, True):
-                (error, kept) = await claude.map(changed, model=MODEL, journal=path, retry_failed=retry_failed)
-                assert isinstance(error.error, JournalError)
-                assert kept.replayed
+                for model in (MODEL, "claude-opus-5-5"):
+                    kept = await claude.map(changed, model=model, journal=path, retry_failed=retry_failed)
+                    assert [(result.ok, result.replayed) for result in kept] == [(True, True)] * 2
             assert len(simulator.journal) == 3
         assert sorted(ids(path)) == ["a", "b"]
 
-    async def test_a_changed_request_is_an_error(self, path: Path) -> None:
-        """Of the item alone, without a request, and without harm to what stands there."""
+    async def test_an_id_is_answered_or_it_is_not(self, path: Path) -> None:
+        """Whatever it would be asked now: another prompt, another model, other params."""
         simulator = Simulator()
         async with governed(simulator) as claude:
             await claude.map([request("a"), request("b")], model=MODEL, journal=path)
             text = path.read_text()
-            changed, same = await claude.map([request("a", "other"), request("b")], model=MODEL, journal=path)
-            assert isinstance(changed.error, JournalError)
-            assert "'a' stands there for another request" in str(changed.error)
-            assert same.ok
-            for options in ({"model": "claude-opus-5-5"}, {"model": MODEL, "max_tokens": 7}, {"model": MODEL, "x": 1}):
-                results = await claude.map([request("a"), request("b")], journal=path, **options)
-                assert [type(result.error) for result in results] == [JournalError] * 2
-            timed = await claude.map([request("a"), request("b")], model=MODEL, journal=path, timeout=7.0)
-            assert all(result.ok for result in timed)
+            for options in ({"model": "claude-opus-5-5"}, {"model": MODEL, "max_tokens": 7}, {"model": MODEL}):
+                for retry_failed in (False, True):
+                    results = await claude.map(
+                        [request("a", "other"), request("b")], journal=path, retry_failed=retry_failed, **options
+                    )
+                    assert [(result.ok, result.replayed) for result in results] == [(True, True)] * 2
+        assert path.read_text() == text
+        assert len(simulator.journal) == 2
+
+    async def test_a_prompt_without_an_id_must_be_the_same(self, path: Path) -> None:
+        """Its place is no name: another prompt in it never gets the old one's answer; another model is no matter."""
+        simulator = Simulator()
+        async with governed(simulator) as claude:
+            await claude.map(["one", "two"], model=MODEL, journal=path)
+            text = path.read_text()
+            first, second = await claude.map(["two", "two"], model="claude-opus-5-5", journal=path)
+            assert isinstance(first.error, JournalError)
+            assert "item 0 was another prompt" in str(first.error)
+            assert (second.ok, second.replayed) == (True, True)
         assert path.read_text() == text
         assert len(simulator.journal) == 2
 
@@ -202,7 +212,8 @@ class TestResume:
             await claude.close()
             rest = [result async for result in results]
         assert {type(result.error) for result in rest} == {ClientClosed}
-        assert len(ids(path)) == 4
+        async with Journal(path) as journal:
+            assert (journal.answered, journal.failed, list(journal.dead_letters())) == (4, 0, [])
         async with governed(simulator) as claude:
             assert len(await claude.map(["x"] * 20, model=MODEL, journal=path)) == 20
         assert sorted(ids(path)) == sorted(map(str, range(20)))
@@ -295,7 +306,8 @@ class TestResume:
                 assert type(result.parsed) is int
             assert len(simulator.journal) == 1
             (other,) = await claude.map(["x"], model=MODEL, journal=path, output_format=str)
-            assert isinstance(other.error, JournalError)
+            assert isinstance(other.error, InvalidOutput)
+            assert other.replayed
 
     async def test_answers_that_do_not_fit_are_failures(self, path: Path) -> None:
         """They are written down with their answer, given again as failures, and asked again if that is wanted."""

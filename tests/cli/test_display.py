@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from penstock.cli.display import Display, clean
-from penstock.cli.tally import Tally
-
-if TYPE_CHECKING:
-    from penstock.testing.plugin import VirtualTime
 
 
 class Terminal(io.StringIO):
@@ -119,28 +113,3 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     """A terminal that can't redraw isn't asked to."""
     monkeypatch.setenv("TERM", "dumb")
     assert repr(Display(Terminal())) == "<Display plain, 60 columns>"
-
-
-def test_a_terminal_shows_a_bar_and_the_latest_answer() -> None:
-    """In a terminal there is a bar with counts, and the newest text below it, cut to one line, gone in the end."""
-    file = Terminal()
-    tally = Tally()
-    with Display(file, animated=True).progress(2000) as advance:
-        tally.answered, tally.retries["overloaded"] = 1000, 7
-        advance(tally, "json.loads: " + "word " * 50)
-        advance(tally, "json.dumps:\nshort")
-    assert "1000/2000" in file.getvalue()
-    assert "7 retried" in file.getvalue()
-    assert "json.dumps: short" not in file.getvalue().rpartition("1000/2000")[2]
-
-
-async def test_a_file_gets_a_line_every_few_seconds(virtual_time: VirtualTime) -> None:
-    """Elsewhere a plain line tells every five seconds how far it is."""
-    file = io.StringIO()
-    tally = Tally()
-    with Display(file).progress(2000) as advance:
-        for _ in range(12):
-            await anyio.sleep(1)
-            tally.answered += 100
-            advance(tally, "not shown")
-    assert shown(file) == ["    5 s  500 of 2,000 done, 0 retried", "   10 s  1,000 of 2,000 done, 0 retried"]

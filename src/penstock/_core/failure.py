@@ -77,6 +77,8 @@ class Cause(enum.Enum):
 
     SPEND_CAP = "spend_cap"
     """What one's own organization may spend is spent."""
+    ACCOUNT = "account"
+    """It speaks of the organization that the key belongs to, whatever the request is."""
     NOTHING_DONE = "nothing_done"
     """The request was not processed, and the same may succeed: retried, never billed."""
     PERMANENT = "permanent"
@@ -118,6 +120,8 @@ _CAUSES: Final = {
 
 _WORDS: Final = (
     (429, "spend limit", Cause.SPEND_CAP),
+    (400, "credit balance is too low", Cause.ACCOUNT),
+    (400, "organization has been disabled", Cause.ACCOUNT),
     # Source: https://platform.claude.com/docs/en/build-with-claude/fallback-credit
     (400, "redemption temporarily unavailable", Cause.NOTHING_DONE),
 )
@@ -149,6 +153,11 @@ _NEVER_BILLED = frozenset(
     }
 )
 _RETRYABLE_4XX = frozenset({408, 409})
+_ACCOUNT = frozenset({FailureKind.AUTHENTICATION, FailureKind.SPEND_CAP})
+_ACCOUNT_4XX = frozenset({402, 403})
+_OUTSIDE = frozenset({FailureKind.CONNECTION, FailureKind.RATE_LIMITED, FailureKind.OVERLOADED})
+# What stands before the service says so; a 500 or a 504 may well be the request's.
+_AWAY = frozenset({502, 503})
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -205,6 +214,21 @@ class Failure:
     def of_service(self) -> bool:
         """Whether it speaks of the service's health, which is what a circuit breaker counts: never a 4xx or a 429."""
         return self.kind in _SERVICE
+
+    @property
+    def of_account(self) -> bool:
+        """Whether it speaks of the key or its organization, so that no request at all would fare better."""
+        account = self.kind in _ACCOUNT or self.status in _ACCOUNT_4XX or self.cause is Cause.ACCOUNT
+        return account and self.cause is not Cause.PERMANENT
+
+    @property
+    def mendable(self) -> bool:
+        """Whether the same request may well succeed once something has changed that lies outside it.
+
+        It speaks of the account, of the quota, of the network or of an overloaded service, and nothing else is known
+        against the request.
+        """
+        return self.of_account or self.kind in _OUTSIDE or (self.kind is FailureKind.SERVER and self.status in _AWAY)
 
     @property
     def may_be_billed(self) -> bool:

@@ -38,6 +38,10 @@ _AT_A_STRETCH: Final = 100
 _logger: Final = logging.getLogger("penstock")
 
 
+class _NoModel(Exception):
+    """A prompt has nobody to be asked of."""
+
+
 class Intake:
     """Reads items.
 
@@ -207,6 +211,9 @@ class Intake:
         ready: Ready | None
         try:
             ready = self._prepared(read_item(index, request))
+        except _NoModel:
+            # Of all prompts alike: not a failure for each of them.
+            raise TypeError("no model: give the run one, as model=…") from None
         except Exception as error:  # noqa: BLE001 - it is the item's result
             ready = FanOutResult(custom_id=name_of(index, request), index=index, error=error)
         if ready is None:
@@ -240,12 +247,14 @@ class Intake:
         if self._output is not None and "output_config" in own:
             own = self._output.asked(own)
         params = {**self._common, **own}
+        if item.by_place and not isinstance(params.get("model"), str):
+            raise _NoModel
         item.params = params
         if self.journal is None:
             return item
         item.request = self._digest(own)
-        entry = self.journal.find(item.custom_id, item.request, retry_failed=self._retry_failed)
-        if entry is None or (self._retry_failed and not entry.ok):
+        entry = self.journal.find(item.custom_id, item.request, by_place=item.by_place, retry_failed=self._retry_failed)
+        if entry is None:
             return item
         self.resumed += 1
         return fitted(self.journal.read(entry, index=item.index), self._output) if self._replay else None

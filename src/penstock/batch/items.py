@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from penstock.batch.headers import check_headers
 
-__all__ = ["Item", "Request", "copied", "name_of", "read_item"]
+__all__ = ["Item", "Placed", "Request", "copied", "name_of", "read_item"]
 
 Request: TypeAlias = "str | Mapping[str, Any]"
 
@@ -27,6 +27,7 @@ class Item:
         custom_id: Its name.
         params: Of `messages.create`, its own and the common ones.
         labels: Its own.
+        by_place: Whether nothing but its place names it.
         request: Digest of its params; `None` where nobody needs it.
     """
 
@@ -34,7 +35,12 @@ class Item:
     custom_id: str
     params: Mapping[str, Any]
     labels: Mapping[str, str]
+    by_place: bool = False
     request: str | None = None
+
+
+class Placed(dict[str, Any]):
+    """A request whose `custom_id` is but its place in the input."""
 
 
 def name_of(index: int, request: object) -> str:
@@ -65,9 +71,8 @@ def read_item(index: int, request: object) -> Item:
         '3'
     """
     if isinstance(request, str):
-        return Item(
-            index=index, custom_id=str(index), params={"messages": [{"role": "user", "content": request}]}, labels={}
-        )
+        asked = {"messages": [{"role": "user", "content": request}]}
+        return Item(index=index, custom_id=str(index), params=asked, labels={}, by_place=True)
     if not isinstance(request, Mapping):
         raise TypeError(
             f"item {index} must be a prompt or a mapping with custom_id and params, not {type(request).__name__}"
@@ -82,7 +87,13 @@ def read_item(index: int, request: object) -> Item:
     if wanted.get("stream"):
         raise ValueError(f"item {index} asks for a stream; a fan-out gives whole messages")
     check_headers(index, wanted.get("extra_headers"))
-    return Item(index=index, custom_id=custom_id, params=copied(wanted), labels=_labels(index, own))
+    return Item(
+        index=index,
+        custom_id=custom_id,
+        params=copied(wanted),
+        labels=_labels(index, own),
+        by_place=isinstance(request, Placed),
+    )
 
 
 def copied(params: Mapping[str, Any]) -> dict[str, Any]:

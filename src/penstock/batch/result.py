@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, cast
 import anthropic
 from anthropic.types import Message, TextBlock
 
+from penstock._core.failure import failure_of_error_event, failure_of_exception
 from penstock.errors import (
-    AdmissionTimeout,
-    BudgetExceeded,
-    CircuitOpen,
-    ClientClosed,
+    ContextOverflow,
+    InvalidHistory,
+    InvalidImage,
+    InvalidOutput,
+    InvalidStream,
     ItemFailed,
-    JournalError,
-    KeyNotFound,
     NoKeyAvailable,
-    QueueFull,
+    PenstockError,
+    ResponseTooLarge,
     UnknownPrice,
+    UnsafeInput,
 )
 
 if TYPE_CHECKING:
@@ -42,37 +44,69 @@ else:
 
     Model_co = TypeVar("Model_co", covariant=True)
 
-__all__ = ["DeadLetter", "FanOutResult", "Result", "is_final", "texts_of"]
+__all__ = ["DeadLetter", "FanOutResult", "Result", "is_account_refused", "is_mendable", "reason_of", "texts_of"]
 
 _Fields: TypeAlias = Mapping[str, Any]
 
-# Nothing was asked, and not because of the item.
-_OF_THE_MOMENT: Final = (
-    AdmissionTimeout,
-    BudgetExceeded,
-    CircuitOpen,
-    ClientClosed,
-    JournalError,
-    KeyNotFound,
-    NoKeyAvailable,
-    QueueFull,
-    anthropic.AuthenticationError,
-    anthropic.PermissionDeniedError,
+_LONGEST_REASON: Final = 300
+
+# Of one of our own guards, and about the item that it refuses.
+_OF_THE_ITEM: Final = (
+    ContextOverflow,
+    InvalidHistory,
+    InvalidImage,
+    InvalidOutput,
+    InvalidStream,
+    ResponseTooLarge,
+    UnsafeInput,
 )
+# What the SDK calls a connection error in the end may be a lack of our own: of files, of memory, of a configured key.
+_OURS: Final = (anthropic.CredentialsError, OSError, MemoryError)
 
 
-def is_final(error: Exception | None) -> bool:
-    """Return whether what became of an item is worth a line in a journal.
+def is_mendable(error: Exception | None) -> bool:
+    """Return whether an item failed for reasons that lie outside it, so that another run asks it again.
 
-    It isn't where the item was not asked for reasons that lie outside it (a closed client, no key, no budget): another
-    run asks it.
+    They lie in the account, the key, the quota, the network, or with us (a closed client, a budget, a limit that is too
+    low). What speaks of the item itself, or was perhaps paid for, stays as it is.
 
     Example:
-        >>> is_final(None), is_final(ValueError("max_tokens")), is_final(ClientClosed("closed"))
-        (True, True, False)
+        >>> from penstock import ClientClosed
+        >>> is_mendable(None), is_mendable(ValueError("max_tokens")), is_mendable(ClientClosed("closed"))
+        (False, False, True)
     """
-    unasked = isinstance(error, ItemFailed) and error.result in {"canceled", "expired"}
-    return not unasked and not isinstance(error, _OF_THE_MOMENT)
+    if error is None:
+        return False
+    if isinstance(error, ItemFailed):
+        return error.result in {"canceled", "expired"} or (
+            error.body is not None and failure_of_error_event(error.body).of_account
+        )
+    if isinstance(error, PenstockError):
+        return not isinstance(error, _OF_THE_ITEM)
+    return isinstance(error, _OURS) or failure_of_exception(error).mendable
+
+
+def is_account_refused(error: Exception | None) -> bool:
+    """Return whether an item failed because its account was refused, as every other one would be."""
+    if isinstance(error, ItemFailed):
+        return error.body is not None and failure_of_error_event(error.body).of_account
+    return isinstance(error, NoKeyAvailable) or (error is not None and failure_of_exception(error).of_account)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why an item failed, in the API's own words where it has said so; on one line.
+
+    Example:
+        >>> reason_of(TimeoutError("too late"))
+        'too late'
+    """
+    body: object = error.body if isinstance(error, anthropic.APIStatusError | ItemFailed) else None
+    told: object = cast("_Fields", body).get("error") if isinstance(body, Mapping) else None
+    fields: _Fields = cast("_Fields", told) if isinstance(told, Mapping) else {}
+    status = f"{error.status_code} " if isinstance(error, anthropic.APIStatusError) else ""
+    text = f"{status}{fields.get('type')}: {fields.get('message')}" if fields else str(error) or type(error).__name__
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

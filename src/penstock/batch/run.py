@@ -10,6 +10,8 @@ An engine does the work: it takes items from a `Work`, asks for them in its own 
 from __future__ import annotations
 
 import asyncio
+import difflib
+import inspect
 from collections import deque
 from collections.abc import Sized
 from contextlib import AsyncExitStack
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protocol, Self, cast, get_args
 
 import anyio
+from anthropic.resources.messages import AsyncMessages
 
 from penstock._core.own_task import HandOver, OwnTask
 from penstock.batch.failure_limit import FailureLimit
@@ -24,7 +27,8 @@ from penstock.batch.intake import Intake
 from penstock.batch.journal import Journal, logged_journal_errors
 from penstock.batch.output_format import OutputFormat
 from penstock.batch.progress import ProgressReporter, Tally, check_on_progress
-from penstock.batch.result import FanOutResult, is_final
+from penstock.batch.result import FanOutResult, is_account_refused, is_mendable, reason_of
+from penstock.errors import AccountRefused
 
 if TYPE_CHECKING:
     import os
@@ -45,11 +49,14 @@ else:
 
     Model = TypeVar("Model")
 
-__all__ = ["Engine", "Model", "Order", "Run", "RunOptions", "Work", "first_of"]
+__all__ = ["KNOWN_PARAMS", "Engine", "Model", "Order", "Run", "RunOptions", "Work", "first_of"]
 
 Order = Literal["completed", "input"]
 
+KNOWN_PARAMS: Final = frozenset(inspect.signature(AsyncMessages.create).parameters) - {"self"}
 _ON_PROGRESS_EVERY_S: Final = 1.0
+# One may be refused a model that others may use; what so many in a row are refused is refused to all.
+_MOST_REFUSED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +65,7 @@ class RunOptions:
 
     Raises:
         ValueError: An option is out of its range, or doesn't go with another one.
-        TypeError: `on_progress` is a coroutine function.
+        TypeError: A param that the SDK doesn't know; `on_progress` is a coroutine function.
     """
 
     params: Mapping[str, Any]
@@ -78,6 +85,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.params.get("stream"):
             raise ValueError("a run gives whole messages: leave stream out")
+        for name in self.params.keys() - KNOWN_PARAMS:
+            likely = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, KNOWN_PARAMS, 1))
+            raise TypeError(f"messages.create takes no {name}{likely} (what only the API knows goes into extra_body)")
         if self.order not in get_args(Order):
             raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {self.order!r}")
         for name in ("retry_failed", "replay", "keep_params"):
@@ -140,6 +150,8 @@ class Work:
         # In input order: the places of the items whose results are not ready to be taken, and what is known of them.
         self._in_line: deque[int] | None = deque() if options.order == "input" else None
         self._early: dict[int, FanOutResult] = {}
+        # Items in a row whose account was refused.
+        self._refused = 0
 
     def __repr__(self) -> str:
         return f"<Work {self.intake!r}, {self.tally!r}>"
@@ -172,10 +184,16 @@ class Work:
 
         Raises:
             JournalError: It can't be written down.
+            AccountRefused: It was refused because of its account, as were those before it.
         """
-        if self.journal is not None and is_final(result.error):
-            self.journal.write(result, request=request, params=params)
+        if self.journal is not None and result.error is None:
+            self.journal.write(result, request=request)
+        elif self.journal is not None:
+            self.journal.write(result, request=request, params=params, retryable=is_mendable(result.error))
         self.tally.add(result)
+        self._refused = self._refused + 1 if is_account_refused(result.error) else 0
+        if self._refused == _MOST_REFUSED and result.error is not None:
+            raise AccountRefused(items=self._refused, reason=reason_of(result.error)) from result.error
 
     def give(self, result: FanOutResult) -> None:
         """Hand a result over."""

@@ -193,24 +193,19 @@ async def _fan_out(claude: Client, docstrings: Sequence[Docstring], display: Dis
     """Ask for all of them at once, and count what comes."""
     texts = [docstring.text for docstring in docstrings]
     display.line("\nThe others, all at once:", "bold")
-    with display.progress(tally.answered + len(texts)) as advance:
-        async with claude.fan_out(texts, model=_MODEL, max_tokens=_MAX_TOKENS, system=_SYSTEM) as results:
-            async for result in results:
-                if result.message is not None:
-                    _count(claude, result.message, tally)
-                    advance(tally, f"{docstrings[result.index].name}: {_text(result.message)}")
-                else:
-                    tally.errors[type(result.error).__name__] += 1
-                    advance(tally, f"{docstrings[result.index].name}: {type(result.error).__name__}")
+    # Where lines of the log go to the same terminal, they would tear the bar.
+    shows = display.animated or not sys.stderr.isatty()
+    async with claude.fan_out(texts, model=_MODEL, max_tokens=_MAX_TOKENS, system=_SYSTEM, progress=shows) as results:
+        async for result in results:
+            if result.message is not None:
+                _count(claude, result.message, tally)
+            else:
+                tally.errors[type(result.error).__name__] += 1
 
 
 def _count(claude: Client, message: Message, tally: Tally) -> None:
     tally.answered += 1
     tally.cost_usd += claude.cost(message)
-
-
-def _text(message: Message) -> str:
-    return " ".join(block.text for block in message.content if block.type == "text")
 
 
 async def _statistics(url: str | None) -> ServerStatistics:

@@ -10,11 +10,9 @@ import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
-import anyio
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,14 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from typing import IO
 
-    from penstock.cli.tally import Tally
 
 __all__ = ["Display", "clean"]
 
-_LINE_EVERY_S = 5.0
-
 Grow: TypeAlias = "Callable[[str], None]"
-Advance: TypeAlias = "Callable[[Tally, str], None]"
 
 
 def clean(text: str) -> str:
@@ -48,6 +42,9 @@ class Display:
     Args:
         file: Where to; standard output by default.
         animated: Whether lines may be redrawn; by default, if `file` is a terminal.
+
+    Attributes:
+        animated: Whether they may.
     """
 
     def __init__(self, file: IO[str] | None = None, *, animated: bool | None = None) -> None:
@@ -55,10 +52,10 @@ class Display:
         # Not left to the environment: FORCE_COLOR would send control characters to a file.
         self._console = Console(file=out, force_terminal=out.isatty(), highlight=False, markup=False, emoji=False)
         redrawable = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._animated = redrawable if animated is None else animated
+        self.animated = redrawable if animated is None else animated
 
     def __repr__(self) -> str:
-        return f"<Display {'animated' if self._animated else 'plain'}, {self._console.width} columns>"
+        return f"<Display {'animated' if self.animated else 'plain'}, {self._console.width} columns>"
 
     def line(self, text: str = "", style: str = "") -> None:
         """Show a line; a long one is wrapped between words."""
@@ -84,7 +81,7 @@ class Display:
     @contextmanager
     def growing(self) -> Generator[Grow]:
         """Show a text while it comes, piece by piece."""
-        if not self._animated:
+        if not self.animated:
             try:
                 yield lambda piece: self._console.out(clean(piece), end="", highlight=False)
             finally:
@@ -93,46 +90,6 @@ class Display:
         text = Text()
         with Live(text, console=self._console, refresh_per_second=20, vertical_overflow="visible"):
             yield lambda piece: _append(text, piece)
-
-    @contextmanager
-    def progress(self, total: int) -> Generator[Advance]:
-        """Show how far a run has come, each time it is told; `total` is the number of items."""
-        if not self._animated:
-            yield self._plain_progress(total)
-            return
-        bar = Progress(
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f}/s  {task.fields[retries]} retried", style="dim"),
-            TimeElapsedColumn(),
-            console=self._console,
-            expand=True,
-        )
-        task = bar.add_task("", total=total, rate=0.0, retries=0)
-        latest = Text(style="dim", no_wrap=True, overflow="ellipsis")
-
-        def advance(tally: Tally, text: str) -> None:
-            done = tally.answered + tally.failed
-            rate = done / max(bar.tasks[0].elapsed or 0.0, 0.1)
-            bar.update(task, completed=done, rate=rate, retries=tally.retries.total())
-            latest.plain = clean(text)
-
-        with Live(Group(bar, latest), console=self._console, refresh_per_second=10):
-            yield advance
-            latest.plain = ""
-
-    def _plain_progress(self, total: int) -> Advance:
-        begun = shown = anyio.current_time()
-
-        def advance(tally: Tally, _text: str) -> None:
-            nonlocal shown
-            now = anyio.current_time()
-            if now >= shown + _LINE_EVERY_S:
-                shown = now
-                done, retries = tally.answered + tally.failed, tally.retries.total()
-                self.line(f"{now - begun:5.0f} s  {done:,} of {total:,} done, {retries:,} retried")
-
-        return advance
 
 
 def _append(text: Text, piece: str) -> None:

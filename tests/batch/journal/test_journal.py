@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from penstock import FanOutResult, ItemFailed, Journal, JournalError
 from penstock.batch.journal.file import JournalFile
+from penstock.batch.journal.request import RequestDigest
 from penstock.testing import Cancelled, VirtualLoop, cancel_at_every_await
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def path(tmp_path: Path) -> Path:
 
 class TestResume:
     async def test_what_was_written_is_found_by_the_next_run(self, path: Path) -> None:
-        """Answered and failed items, each for its request only."""
+        """Answered and failed items, by their ids."""
         async with Journal(path) as journal:
             journal.write(answered("a", "one"), request=ONE)
             journal.write(failed("b"), request=TWO)
@@ -91,26 +92,54 @@ class TestResume:
             error = journal.read(b, index=8).error
             assert isinstance(error, ItemFailed)
             assert (error.result, error.error_type) == ("errored", "ValueError")
-            with pytest.raises(JournalError, match="'a' stands there for another request"):
-                journal.find("a", TWO)
+            assert journal.find("a", TWO) == a
+
+    async def test_a_plain_prompt_is_known_by_its_place_and_its_words(self, path: Path) -> None:
+        """Another model is no other prompt; where nothing is known of what was asked, the place will do."""
+        ask, other = {"messages": [1]}, {"messages": [2]}
+        asked = RequestDigest({"model": "one"})(ask)
+        async with Journal(path) as journal:
+            journal.write(answered("0"), request=asked)
+            journal.write(failed("1"), request=asked)
+            journal.write(answered("2"), request=None)
+        async with Journal(path) as journal:
+            assert journal.find("0", RequestDigest({"model": "two"})(ask), by_place=True)
+            for changed in (RequestDigest({"model": model})(other) for model in ("one", "two")):
+                for name in "01":
+                    with pytest.raises(JournalError, match=f"item {name} was another prompt"):
+                        journal.find(name, changed, by_place=True)
+                assert journal.find("1", changed, by_place=True, retry_failed=True) is None
+                assert journal.find("2", changed, by_place=True)
+
+    async def test_what_another_run_can_mend_is_asked_as_if_there_were_no_line(self, path: Path) -> None:
+        """It is on record, but neither failed nor a dead letter; a later answer takes its place."""
+        async with Journal(path) as journal:
+            journal.write(failed("a"), request=ONE, retryable=True)
+            assert (journal.answered, journal.failed) == (0, 0)
+        assert json.loads(path.read_text())["penstock"]["retryable"] is True
+        async with Journal(path) as journal:
+            assert (journal.answered, journal.failed) == (0, 0)
+            assert journal.find("a", ONE) is None
+            assert list(journal.dead_letters()) == []
+            journal.write(answered("a"), request=ONE)
+        async with Journal(path) as journal:
+            assert journal.answered == 1
+        assert path.read_bytes().count(b"\n") == 1
 
     async def test_a_changed_request_takes_the_place_of_a_failure_only_if_that_is_wanted(self, path: Path) -> None:
-        """What was answered stays an error in any case; the error of what failed tells of the other way."""
+        """What was answered stays answered, whatever it would be asked now."""
         async with Journal(path) as journal:
             journal.write(answered("a"), request=ONE)
             journal.write(failed("b"), request=ONE)
         async with Journal(path) as journal:
-            with pytest.raises(JournalError, match=r"which failed: retry_failed asks it again"):
-                journal.find("b", TWO)
-            entry = journal.find("b", TWO, retry_failed=True)
+            entry = journal.find("b", TWO)
             assert entry is not None
             assert not entry.ok
-            with pytest.raises(JournalError, match=r"any param\)\. Give changed"):
-                journal.find("a", TWO, retry_failed=True)
+            assert journal.find("b", TWO, retry_failed=True) is None
+            assert journal.find("a", TWO, retry_failed=True)
             journal.write(answered("b"), request=TWO)
             assert (journal.answered, journal.failed) == (2, 0)
-            with pytest.raises(JournalError):
-                journal.find("b", ONE, retry_failed=True)
+            assert journal.find("b", ONE, retry_failed=True)
         assert path.read_bytes().count(b"\n") == 2
 
     async def test_an_item_asked_again_has_one_line_in_the_end(self, path: Path) -> None:

@@ -85,7 +85,7 @@ def test_nothing_is_noted_that_is_not_known() -> None:
     assert line["penstock"] == {}
 
 
-@pytest.mark.parametrize(("request_", "keys"), [(None, ["params"]), ("ff", ["request", "params"])])
+@pytest.mark.parametrize(("request_", "keys"), [(None, ["params"]), ("ff", ["asked", "params"])])
 def test_params_are_kept_where_they_are_to_be(request_: str | None, keys: list[str]) -> None:
     """As they would be sent, besides what else is noted."""
     result = FanOutResult(custom_id="a", index=0, error=ValueError("no"))
@@ -139,11 +139,11 @@ def test_a_blank_line_says_nothing(raw: bytes) -> None:
         (b'{"custom_id":"a","params":{}}\n', "is a request, not a result"),
         (b'{"custom_id":"a","result":{"type":"succeeded"}}\n', "its type is none of"),
         (b'{"custom_id":"a","result":{"type":"other"}}\n', "its type is none of"),
-        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":7}}\n', "has a digest that is none"),
-        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"xyz"}}\n', "has a digest that is none"),
-        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"-1"}}\n', "has a digest that is none"),
+        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"asked":7}}\n', "has a digest that is none"),
+        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"asked":"xyz"}}\n', "has a digest that is none"),
+        (b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"asked":"-1"}}\n', "has a digest that is none"),
         (
-            b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"request":"10000000000000000"}}\n',
+            b'{"custom_id":"a","result":{"type":"errored"},"penstock":{"asked":"10000000000000000"}}\n',
             "has a digest that is none",
         ),
     ],

@@ -338,12 +338,15 @@ def test_failures_can_be_asked_again(api: Api, prompts: Path, tmp_path: Path) ->
 
 @pytest.mark.lengthy
 def test_another_run_s_file_is_refused(api: Api, prompts: Path, tmp_path: Path) -> None:
-    """If the requests have changed, or are others, that is told before anything is sent."""
+    """If prompts have changed, or the requests are others, that is told; another model asks nothing again."""
     output = tmp_path / "results.jsonl"
     assert api.run(prompts, "-o", output, *HAIKU)[0] == 0
-    code, _, err = api.run(prompts, "-o", output, "--resume", "--model", "claude-sonnet-5-5")
+    assert api.run(prompts, "-o", output, "--resume", "--model", "claude-sonnet-5-5")[0] == 0
+    text = prompts.read_text()
+    prompts.write_text("Name another sea.\n" + text)
+    code, _, err = api.run(prompts, "-o", output, "--resume", *HAIKU)
     assert code == 2
-    assert f"{prompts}, line 1: journal {output}: '0' stands there for another request" in err
+    assert "item 0 was another prompt" in err
     prompts.write_text('{"custom_id": "x", "prompt": "Name a sea."}')
     code, _, err = api.run(prompts, "-o", output, "--resume", *HAIKU, "--format", "jsonl")
     assert code == 2
@@ -442,10 +445,11 @@ def test_a_refused_key_ends_it(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong")
     output = tmp_path / "results.jsonl"
     code, _, err = api.run(prompts, "-o", output, *HAIKU, "--concurrency", "1", "--via", via)
-    assert code == 2
-    assert err.startswith("penstock run: 401 authentication_error: ")
+    assert code == 3
+    assert "401 authentication_error: " in err
     assert "sk-wrong" not in err
-    assert results(output) == {}
+    assert "--resume" in err
+    assert "--retry-failed" not in err
 
 
 def test_bad_settings_are_named(api: Api, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,8 +517,9 @@ def test_quiet_is_quiet(api: Api, prompts: Path, tmp_path: Path) -> None:
     api.simulator.inject("not_found")
     code, _, err = api.run(prompts, "-o", tmp_path / "new", *HAIKU, "--quiet", "--max-failures", "0")
     assert code == 1
-    stopped, go_on = err.splitlines()
+    stopped, last, go_on = err.splitlines()
     assert stopped.startswith("penstock run: 1 of ")
+    assert last.startswith("The last error: 404 not_found_error: ")
     assert go_on.startswith("What came is in ")
 
 
@@ -632,8 +637,8 @@ def test_a_mistyped_model_can_be_mended(api: Api, prompts: Path, tmp_path: Path)
     out = tmp_path / "results.jsonl"
     assert api.run(prompts, "-o", out, "--model", "claude-hiku")[0] == 1
     code, _, err = api.run(prompts, "-o", out, *HAIKU, "--resume")
-    assert code == 2
-    assert "retry_failed" in err
+    assert code == 1
+    assert "--retry-failed" in err
     assert api.run(prompts, "-o", out, *HAIKU, "--retry-failed")[0] == 0
     assert set(results(out).values()) == {"succeeded"}
 

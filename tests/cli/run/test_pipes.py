@@ -91,14 +91,22 @@ async def test_a_result_is_whole_whoever_reads_it(impatient: tuple[int, int], mo
     assert [(line[:16], line[-1:]) for line in lines] == [(b'{"custom_id":"a"', b"}"), (b'{"custom_id":"b"', b"}")]
 
 
-def test_what_is_told_is_told_whole(impatient: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_what_is_told_is_told_whole(
+    impatient: tuple[int, int], monkeypatch: pytest.MonkeyPatch, buffered: bool
+) -> None:
     """Progress and the summary wait for a slow reader, too; afterwards the standard error is the one that it was."""
     reader, writer = impatient
     found: list[bytes] = []
     text = "".join(f"{number} ż\n" for number in range(30_000))
-    with Elsewhere(lambda: read_slowly(reader, found)), os.fdopen(writer, "w", encoding="utf-8") as sink:
+    file = io.FileIO(writer, "w")
+    with (
+        Elsewhere(lambda: read_slowly(reader, found)),
+        io.TextIOWrapper(io.BufferedWriter(file) if buffered else file, encoding="utf-8") as sink,
+    ):
         monkeypatch.setattr(sys, "stderr", sink)
         with patient_stderr():
+            assert sys.stderr is not sink
             assert sys.stderr.encoding == "utf-8"
             sys.stderr.write(text)
         assert sys.stderr is sink

@@ -8,6 +8,6 @@ many ids in little memory.
 from __future__ import annotations
 
 from penstock.batch.journal.index import Entry
-from penstock.batch.journal.journal import Journal, check_journal_options, logged_journal_errors
+from penstock.batch.journal.journal import Journal, logged_journal_errors
 
-__all__ = ["Entry", "Journal", "check_journal_options", "logged_journal_errors"]
+__all__ = ["Entry", "Journal", "logged_journal_errors"]

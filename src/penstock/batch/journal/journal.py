@@ -36,6 +36,7 @@ from penstock.batch.journal.file import JournalFile
 from penstock.batch.journal.index import Entry, JournalIndex
 from penstock.batch.journal.lines import Line, State, read_line, write_line
 from penstock.batch.journal.notes import JournalNotes
+from penstock.batch.journal.request import same_prompt
 from penstock.batch.result import DeadLetter, FanOutResult
 from penstock.errors import JournalError
 
@@ -43,10 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from types import TracebackType
 
-__all__ = ["DeadLetter", "Entry", "Journal", "check_journal_options", "logged_journal_errors"]
+__all__ = ["DeadLetter", "Entry", "Journal", "logged_journal_errors"]
 
 _logger: Final = logging.getLogger("penstock")
-_FAILED: Final = ", which failed: retry_failed asks it again as it is now"
 
 
 class Journal:
@@ -207,31 +207,33 @@ class Journal:
 
     # What it holds
 
-    def find(self, custom_id: str, request: str | None, *, retry_failed: bool = False) -> Entry | None:
-        """Look up what an earlier run wrote of an item.
+    def find(
+        self, custom_id: str, request: str | None, *, by_place: bool = False, retry_failed: bool = False
+    ) -> Entry | None:
+        """Look up whether an item needs to be asked; that is decided by its id.
 
         What this run writes is found only for items that had a line before: a million new ones take no memory.
 
         Args:
             custom_id: Of the item.
             request: Digest of its request, from `RequestDigest`; `None` to take any.
-            retry_failed: Whether an item that failed may be asked again as another request.
+            by_place: Whether the id is but the item's place in the input: then the prompt must be the same.
+            retry_failed: Whether an item that failed is asked again.
 
         Returns:
             What is there; `None` if the item has yet to be asked.
 
         Raises:
-            JournalError: The line is that of another request, which was answered, or failed without `retry_failed`.
+            JournalError: Another prompt had this place.
         """
         entry = self._index.get(custom_id)
-        if entry is None or entry.state is State.UNASKED:
+        if entry is None or entry.state is State.UNASKED or (retry_failed and not entry.ok):
             return None
-        changed = entry.request and request is not None and entry.request != int(request, 16)
-        if changed and (entry.ok or not retry_failed):
+        if by_place and entry.request and request is not None and not same_prompt(entry.request, int(request, 16)):
             raise JournalError(
                 str(self.path),
-                f"{custom_id[:64]!r} stands there for another request (prompt, model or any param)"
-                f"{'' if entry.ok else _FAILED}. Give changed requests new custom_ids, or give the run another journal",
+                f"item {custom_id[:64]} was another prompt, and plain prompts are known by their place only. Give them "
+                "a custom_id each, or give this run another journal",
             )
         return entry
 
@@ -263,9 +265,10 @@ class Journal:
             JournalError: It can't be read.
         """
         for raw in self._current(self._opened()):
+            read = read_line(raw)
             line = json.loads(raw)
             error = FanOutResult.from_line(line, index=0).error
-            if error is not None and line["result"]["type"] in {"succeeded", "errored"}:
+            if error is not None and read is not None and read.state is State.FAILED:
                 params = line.get("penstock", {}).get("params")
                 yield DeadLetter(custom_id=line["custom_id"], error=error, params=params)
 
@@ -275,22 +278,30 @@ class Journal:
 
     # What it is told
 
-    def write(self, result: FanOutResult, *, request: str | None, params: Mapping[str, Any] | None = None) -> None:
+    def write(
+        self,
+        result: FanOutResult,
+        *,
+        request: str | None,
+        params: Mapping[str, Any] | None = None,
+        retryable: bool = False,
+    ) -> None:
         """Append a result; it is in the file when this returns, whatever becomes of the process.
 
         Args:
             result: What came of an item.
             request: Digest of its request; `None` if it isn't known.
             params: Of its request; kept for a failed item with `keep_params`.
+            retryable: Whether the next run is to ask the item again.
 
         Raises:
             JournalError: It can't be written (no room, say): nothing of it is, and nothing will be from here on.
             TypeError: `params` are to be kept, and are nothing that JSON can hold.
         """
-        kept = params if self._keep_params and not result.ok else None
-        start = self._opened().append(write_line(result, request=request, params=kept))
+        kept = params if self._keep_params and not result.ok and not retryable else None
+        start = self._opened().append(write_line(result, request=request, params=kept, retryable=retryable))
         self._changed.set()
-        state = State.ANSWERED if result.ok else State.FAILED
+        state = State.ANSWERED if result.ok else State.UNASKED if retryable else State.FAILED
         self._index.take_new(Line(custom_id=result.custom_id, state=state, request=int(request or "0", 16)), start)
 
     def note(self, record: Mapping[str, Any]) -> None:
@@ -331,24 +342,6 @@ class Journal:
             await self._changed.wait()
             await anyio.sleep(self._fsync_s)
             await self.sync()
-
-
-def check_journal_options(journal: object, *, keep_params: bool, **others: bool) -> None:
-    """Refuse options of a run that need a journal, where it has none or can't change it.
-
-    Args:
-        journal: What the run was given: a path, an open `Journal`, or `None`.
-        keep_params: Whether lines are to keep params.
-        **others: Options that make no sense without a journal, by name.
-
-    Raises:
-        ValueError: So it is.
-    """
-    for name, wanted in {**others, "keep_params": keep_params}.items():
-        if wanted and journal is None:
-            raise ValueError(f"{name} needs a journal: give it journal='run.jsonl', or leave it out")
-    if keep_params and isinstance(journal, Journal):
-        raise ValueError("keep_params belongs to a journal of your own: Journal(…, keep_params=True)")
 
 
 @contextlib.contextmanager

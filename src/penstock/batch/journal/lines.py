@@ -4,12 +4,13 @@ The rule here: a line is a line of a Message Batches result file, with one key m
 ignore. A line counts when its newline is there; newlines of every kind are escaped, Unicode's too, so that a line is
 never cut but at its end, whoever reads it.
 
-    {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"request": "9f…", "attempts": 1}}
-    {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"request": "07…", "attempts": 10}}
+    {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"asked": "9f…", "attempts": 1}}
+    {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"asked": "07…", "attempts": 10}}
 
-`penstock` holds: `request`, the digest of the request (`penstock.batch.journal.request`); `attempts`, `latency_s`,
+`penstock` holds: `asked`, the digest of the request (`penstock.batch.journal.request`); `attempts`, `latency_s`,
 `queued_s` and `labels` as in `FanOutResult`; `error`, for an answer that did not fit its `output_format`; `params`, for
-a failed item with `keep_params`.
+a failed item with `keep_params`; `retryable`, where the item failed for
+reasons that lie outside it, so that the next run asks it again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class State(IntEnum):
 
     ANSWERED = 1
     FAILED = 2
-    UNASKED = 3  # canceled or expired in a message batch: neither answered nor billed
+    UNASKED = 3  # to be asked as if there were no line: canceled, expired, or failed for reasons outside the item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +67,20 @@ class Line:
     request: int
 
 
-def write_line(result: FanOutResult, *, request: str | None, params: Mapping[str, Any] | None) -> bytes:
+def write_line(
+    result: FanOutResult, *, request: str | None, params: Mapping[str, Any] | None, retryable: bool = False
+) -> bytes:
     """Return the line of a result, its newline included.
 
     Args:
         result: What came of an item.
         request: Digest of its request; `None` if it isn't known.
         params: Of its request, where they are to be kept.
+        retryable: Whether the next run is to ask the item again.
     """
-    told: list[str] = [] if request is None else [f'"request":"{request}"']
+    told: list[str] = [] if request is None else [f'"asked":"{request}"']
+    if retryable:
+        told.append('"retryable":true')
     if result.attempts is not None:
         told.append(f'"attempts":{result.attempts}')
     if result.latency_s is not None:
@@ -143,7 +149,7 @@ def _state(result: _Fields, told: _Fields) -> State:
     if kind == "succeeded" and isinstance(result.get("message"), dict):
         return State.ANSWERED if told.get("error") is None else State.FAILED
     if kind == "errored":
-        return State.FAILED
+        return State.UNASKED if told.get("retryable") is True else State.FAILED
     if kind in {"canceled", "expired"}:
         return State.UNASKED
     raise ValueError("is no result: its type is none of succeeded, errored, canceled, expired")
@@ -151,7 +157,7 @@ def _state(result: _Fields, told: _Fields) -> State:
 
 def _request(told: _Fields) -> int:
     try:
-        request = int(told.get("request", "0"), 16)
+        request = int(told.get("asked", "0"), 16)
     except (TypeError, ValueError):
         request = -1
     if not 0 <= request <= _MOST:

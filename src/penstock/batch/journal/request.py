@@ -1,7 +1,8 @@
 """What a request asks for, as one short text: to tell whether a journal's answer is that of the same request.
 
 The rule here: two requests have the same digest if the API would be sent the same JSON. The order of keys counts for
-nothing; what only the SDK sees (`timeout`, `extra_headers`, `extra_query`) counts for nothing either.
+nothing; what only the SDK sees (`timeout`, `extra_headers`, `extra_query`) counts for nothing either. The first half of
+a digest is that of the item's own params, so that a prompt can be told from another one, whatever all have in common.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RequestDigest", "encode_params"]
+__all__ = ["RequestDigest", "encode_params", "same_prompt"]
 
+_HALF_BITS: Final = 32
 _NOT_SENT: Final = frozenset({"timeout", "extra_headers", "extra_query"})
 
 
@@ -38,8 +40,8 @@ class RequestDigest:
         common: Params of every request; encoded once, so they must not change.
 
     Example:
-        >>> digest = RequestDigest({"model": "claude-haiku-5-5"})
-        >>> digest({"messages": []}) == RequestDigest({})({"messages": [], "model": "claude-haiku-5-5"})
+        >>> digest = RequestDigest({"model": "claude-haiku-5-5", "max_tokens": 9})
+        >>> digest({"messages": []}) == RequestDigest({"max_tokens": 9, "model": "claude-haiku-5-5"})({"messages": []})
         True
         >>> len(digest({}))
         16
@@ -67,8 +69,24 @@ class RequestDigest:
         if self._encoded is None:
             # Not when it is made: params that can't be encoded fail the items, as they would fail the requests.
             self._encoded = _lines(self._common)
-        lines = {**self._encoded, **_lines(params)}
-        return hashlib.blake2b(b"".join([lines[name] for name in sorted(lines)]), digest_size=8).hexdigest()
+        own = _lines(params)
+        return _half(own) + _half({**self._encoded, **own})
+
+
+def same_prompt(request: int, other: int) -> bool:
+    """Return whether two digests, as numbers, are of requests whose own params are the same.
+
+    Example:
+        >>> ask = {"messages": []}
+        >>> one, other = (RequestDigest({"model": model})(ask) for model in ("claude-haiku-5-5", "claude-opus-5"))
+        >>> one == other, same_prompt(int(one, 16), int(other, 16))
+        (False, True)
+    """
+    return request >> _HALF_BITS == other >> _HALF_BITS
+
+
+def _half(lines: Mapping[str, bytes]) -> str:
+    return hashlib.blake2b(b"".join([lines[name] for name in sorted(lines)]), digest_size=_HALF_BITS // 8).hexdigest()
 
 
 def encode_params(params: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ which they come.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Unpack
 
+from penstock._core.chance import CHANCE
 from penstock.batch.message_batches.engine import Batches
 from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan
 from penstock.batch.message_batches.requests import BatchIntake
@@ -17,6 +17,7 @@ from penstock.batch.run import Model, Run, RunOptions, first_of
 
 if TYPE_CHECKING:
     import os
+    import random
     from collections.abc import AsyncIterable, Iterable
 
     from anthropic import AsyncAnthropic, NotGiven, Omit
@@ -122,7 +123,7 @@ class MessageBatches(Run[Model]):
             concurrency=concurrency,
             params=params,
         )
-        self._batches = Batches(sdk, plan, rng=rng or random.Random())
+        self._batches = Batches(sdk, plan, rng=CHANCE if rng is None else rng)
         super().__init__(self._batches, requests, options, intake=BatchIntake)
 
     async def cancel(self) -> None:

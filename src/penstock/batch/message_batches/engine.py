@@ -6,7 +6,6 @@ been read and nobody has one; and where the run is cut short, what is left is sw
 
 from __future__ import annotations
 
-import inspect
 import math
 from array import array
 from contextlib import suppress
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 import anyio.lowlevel
-from anthropic.resources.messages import AsyncMessages
 
 from penstock._core.context import current_deadline
 from penstock.batch.fan_out import FanOut
@@ -26,6 +24,7 @@ from penstock.batch.message_batches.remote import Remote
 from penstock.batch.message_batches.requests import Spool
 from penstock.batch.message_batches.submit import Submitter
 from penstock.batch.result import FanOutResult
+from penstock.batch.run import KNOWN_PARAMS
 
 if TYPE_CHECKING:
     import random
@@ -52,7 +51,6 @@ _STOPPED_WITHIN_S: Final = 10.0
 # What surrounds a request in the body.
 _AROUND_BYTES: Final = 32
 _LONGEST_WIRE_ID: Final = 64
-_KNOWN_PARAMS: Final = frozenset(inspect.signature(AsyncMessages.create).parameters)
 
 
 @dataclass(slots=True)
@@ -323,7 +321,7 @@ class Batches:
                 continue
             asked.append(place)
             head, params = self._desk.spool.head(place), self._desk.spool.params(place)
-            more = {name: params.pop(name) for name in list(params) if name not in _KNOWN_PARAMS}
+            more = {name: params.pop(name) for name in list(params) if name not in KNOWN_PARAMS}
             if more:
                 params["extra_body"] = more
             yield {"custom_id": head.custom_id, "params": params, "labels": head.labels}

@@ -39,9 +39,10 @@ input formats:
   counted from 0. In templates, literal braces are doubled.
 
 exit codes:
-  0  all were answered           130  interrupted by Ctrl-C
-  1  some failed                 141  whoever read the output has left
-  2  bad input: nothing is sent  143  ended by SIGTERM
+  0  all were answered              130  interrupted by Ctrl-C
+  1  some failed                    141  whoever read the output has left
+  2  bad input: nothing is sent     143  ended by SIGTERM
+  3  the key, or its organization, was refused
 
 examples:
   penstock run requests.jsonl -o results.jsonl --model claude-haiku-5-5

@@ -16,21 +16,21 @@ import anyio
 
 from penstock._core.context import labels
 from penstock.batch.journal import Journal
+from penstock.batch.result import is_account_refused, reason_of
 from penstock.cli.run.feed import Feed
 from penstock.cli.run.interrupt import Interruptible
 from penstock.cli.run.lines import BadInput
 from penstock.cli.run.output import Output, OutputFailed
-from penstock.cli.run.report import Watch, explained, shown
+from penstock.cli.run.report import Failures, summary
 from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, settings_of
 from penstock.client import Client
-from penstock.errors import JournalError, KeyNotFound, NoKeyAvailable
+from penstock.errors import AccountRefused, JournalError, KeyNotFound, TooManyFailures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from penstock.batch.result import FanOutResult
+    from penstock.batch.run import Run
     from penstock.cli.run.arguments import RunOptions
     from penstock.settings import Settings
 
@@ -38,9 +38,8 @@ __all__ = ["run"]
 
 _SOME_FAILED: Final = 1
 _REFUSED: Final = 2
+_ACCOUNT_REFUSED: Final = 3
 _READER_LEFT: Final = 141
-# No request will fare better until somebody does something.
-_HOPELESS: Final = (anthropic.AuthenticationError, NoKeyAvailable)
 
 
 def run(options: RunOptions, arguments: Sequence[str]) -> int:
@@ -51,8 +50,9 @@ def run(options: RunOptions, arguments: Sequence[str]) -> int:
         arguments: As they were given, to tell how to go on.
 
     Returns:
-        The exit code: 0 if all were answered, 1 if some weren't, 2 for bad input or what else must be mended first, 130
-        after Ctrl-C, 143 after SIGTERM, 141 if whoever read the output has left.
+        The exit code: 0 if all were answered, 1 if some weren't, 2 for bad input or what else must be mended first, 3
+        if the key or its organization was refused, 130 after Ctrl-C, 143 after SIGTERM, 141 if whoever read the output
+        has left.
     """
     try:
         check_options(options)
@@ -91,7 +91,8 @@ class _Run:
         self._feed = feed
         self._path = output_of(options)
         self._journal: Journal | None = None
-        self._watch: Watch | None = None
+        self._results: Run | None = None
+        self._failures = Failures()
         self._complete = False
 
     async def ask(self) -> int:
@@ -99,13 +100,14 @@ class _Run:
         try:
             with Interruptible() as interruptible:
                 await self._ask()
-        except (BadInput, Refused, *_HOPELESS) as error:
+        except (BadInput, Refused) as error:
             return self._stopped(error, _REFUSED)
         except OutputFailed as error:
             return _READER_LEFT if error.left else self._stopped(error, _SOME_FAILED)
         except (anthropic.AnthropicError, OSError) as error:
             # Of the run as a whole: what concerns one request is its result.
-            return self._stopped(error, _SOME_FAILED)
+            refused = isinstance(error, AccountRefused) or is_account_refused(error)
+            return self._stopped(error, _ACCOUNT_REFUSED if refused else _SOME_FAILED)
         if interruptible.code and not self._complete:
             return self._stopped(None, interruptible.code)
         return self._ended()
@@ -118,11 +120,14 @@ class _Run:
                 self._journal = await self._opened(stack, self._path)
             if self._options.priority is not None:
                 stack.enter_context(labels(priority=self._options.priority))
-            self._watch = Watch(total=self._feed.total, claude=claude, shows=self._shows_progress())
-            self._feed.tally = self._watch.tally
             output = stack.enter_context(closing(Output())) if self._journal is None else None
-            async with self._begun(claude) as results, self._watch as watch:
-                await self._take(results, watch, output)
+            async with self._begun(claude) as self._results:
+                async for result in self._results:
+                    self._failures.add(result)
+                    if isinstance(result.error, JournalError):
+                        raise Refused(str(result.error))
+                    if output is not None:
+                        await output.write(result)
         self._complete = True
 
     async def _client(self, stack: AsyncExitStack) -> Client:
@@ -139,7 +144,7 @@ class _Run:
             journal = await stack.enter_async_context(Journal(path, keep_params=self._options.keep_params))
         except JournalError as error:
             raise Refused(str(error)) from None
-        await self._feed.look_up(journal, self._common(), retry_failed=self._options.retry_failed)
+        await self._feed.look_up(journal)
         return journal
 
     def _common(self) -> dict[str, Any]:
@@ -150,8 +155,14 @@ class _Run:
             **{name: value for name, value in given.items() if value is not None},
         }
 
-    def _begun(self, claude: Client) -> AbstractAsyncContextManager[AsyncIterator[FanOutResult]]:
-        given: dict[str, Any] = {**self._common(), "journal": self._journal, "retry_failed": self._options.retry_failed}
+    def _begun(self, claude: Client) -> Run:
+        given: dict[str, Any] = {
+            **self._common(),
+            "journal": self._journal,
+            "retry_failed": self._options.retry_failed,
+            "total": self._feed.total,
+            "progress": self._shows_progress(),
+        }
         if self._options.via == "batches":
             times = {"deadline_s": self._options.deadline_s, "poll_s": self._options.poll_s}
             given |= {name: value for name, value in times.items() if value is not None}
@@ -166,35 +177,33 @@ class _Run:
         # Results in the same terminal would tear the bar.
         return sys.stderr.isatty() and (self._path is not None or not sys.stdout.isatty())
 
-    async def _take(self, results: AsyncIterator[FanOutResult], watch: Watch, output: Output | None) -> None:
-        async for result in results:
-            watch.add(result)
-            if isinstance(result.error, _HOPELESS):
-                raise result.error
-            if output is not None:
-                await output.write(result)
-
     # What is told in the end
 
     def _ended(self) -> int:
         """Tell what came of it; return the exit code."""
-        failed = self._watch is not None and len(self._watch.failures) > 0
+        failed = len(self._failures) > 0
         in_file = 0 if self._journal is None else self._journal.failed
-        if not self._options.quiet and self._watch is not None:
-            _say(self._watch.summary())
+        if not self._options.quiet and self._results is not None:
+            _say(summary(self._results.progress))
             if failed:
-                _say(f"Failed: {self._watch.failures.line()}")
+                _say(f"Failed: {self._failures.line()}")
             if in_file:
                 _say(f"{in_file:,} failed by {self._path}. Ask again with: {self._command('--retry-failed')}")
+            elif failed and self._journal is not None:
+                _say(f"None for a reason of its own. Ask again with: {self._command('--resume')}")
+        if failed and self._failures.of_account == len(self._failures):
+            return _ACCOUNT_REFUSED
         return _SOME_FAILED if failed or in_file else 0
 
     def _stopped(self, error: Exception | None, code: int) -> int:
         """Tell why it ended early, what there is, and how to go on."""
-        _say("Interrupted." if error is None else f"penstock run: {shown(explained(error))}")
-        if self._watch is None:
+        _say("Interrupted." if error is None else f"penstock run: {reason_of(error)}")
+        if isinstance(error, TooManyFailures) and isinstance(error.__cause__, Exception):
+            _say(f"The last error: {reason_of(error.__cause__)}")
+        if self._results is None:
             return code
         if not self._options.quiet:
-            _say(self._watch.summary())
+            _say(summary(self._results.progress))
         if self._journal is not None:
             batches = self._options.via == "batches"
             _say(

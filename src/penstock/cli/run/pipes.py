@@ -66,8 +66,10 @@ class _Told(Patient):
 def patient_stderr() -> Generator[None]:
     """Have whatever is told on the standard error in the block be waited for, and harmless where nobody reads it."""
     given = sys.stderr
+    # With PYTHONUNBUFFERED, the buffer is the file itself.
+    buffer = getattr(given, "buffer", None)
     # What isn't a file (a console of Windows, a stand-in) waits by itself.
-    if given is None or not isinstance(getattr(getattr(given, "buffer", None), "raw", None), io.FileIO):
+    if given is None or not isinstance(getattr(buffer, "raw", buffer), io.FileIO):
         yield
         return
     told = io.BufferedWriter(_Told(given.fileno(), "w", closefd=False))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
 
+from penstock.batch.items import Placed
 from penstock.batch.journal.digests import DigestSet
 from penstock.cli.run.lines import LONGEST, BadInput
 
@@ -96,8 +97,8 @@ def requests(lines: Lines, reading: Reading) -> Iterator[Request]:
         kind = _SUFFIXES.get(reading.suffix) or ("jsonl" if first[1].lstrip().startswith("{") else "text")
     items = _READERS[kind](chain([first], lines), reading)
     seen = DigestSet()
-    for index, (number, fields) in enumerate(items):
-        fields.setdefault(_CUSTOM_ID, str(index))
+    for index, (number, found) in enumerate(items):
+        fields = found if _CUSTOM_ID in found else Placed(found, custom_id=str(index))
         if not seen.add(fields[_CUSTOM_ID]):
             raise BadInput(f"an earlier line has the same custom_id, {fields[_CUSTOM_ID][:64]!r}", line=number)
         if not reading.has_model and not fields["params"].get("model"):
