@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from penstock.guards.meter import MeterStatistics
     from penstock.guards.retry import RetryStatistics
 
-__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "Waits", "check_on_progress", "quota_use"]
+__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "Waits", "check_on_progress"]
 
 _logger: Final = logging.getLogger("penstock")
 
@@ -82,7 +82,7 @@ class Waits:
         return cls(
             in_line=sum(admission.waiting.values()),
             retrying=retry.delayed,
-            quota_use=quota_use(admission),
+            quota_use=_quota_use(admission),
             quota_s=_quota_s(admission),
             breaker_s=max(open_s, default=None),
             network=attempts.network,
@@ -261,7 +261,7 @@ class ProgressReporter:
 
     def end(self) -> None:
         """Tell them how it ended; only the first call has an effect."""
-        if not self._ended:
+        if self.tells and not self._ended:
             self._ended = True
             snapshot = replace(self._snapshot(), ended=True)
             for sink, _ in self._sinks:
@@ -275,7 +275,7 @@ def _tell(sink: OnProgress, snapshot: Progress) -> None:
         _logger.error("on_progress raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show content
 
 
-def quota_use(statistics: AdmitStatistics) -> float | None:
+def _quota_use(statistics: AdmitStatistics) -> float | None:
     """Return the share of the fullest bucket that is in use, 0 if all is there, 1 if nothing is; `None` without any."""
     bucket = _fullest(statistics)
     return None if bucket is None else _use(bucket)
