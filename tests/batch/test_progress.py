@@ -273,14 +273,16 @@ class TestFanOut:
             assert results.progress.waits.network == "can't reach 127.0.0.1: connection refused"
 
     async def test_what_it_waits_for_is_asked_only_when_somebody_is_told(self, simulator: Simulator) -> None:
-        """Counting an item asks nobody."""
+        """Counting an item asks nobody; and before it begins, no time could be told."""
         asked: list[float] = []
 
         def waits(now: float) -> Waits:
             asked.append(now)
             return Waits(in_line=5)
 
-        async with FanOut(simulator.client(), ["x"] * 5, model=MODEL, max_tokens=9, waits=waits) as results:
+        results = FanOut(simulator.client(), ["x"] * 5, model=MODEL, max_tokens=9, waits=waits)
+        assert results.progress.waits == Waits()
+        async with results:
             assert len([result async for result in results]) == 5
             assert not asked
             assert results.progress.waits.in_line == 5

@@ -197,6 +197,14 @@ REFUSED = OSError(errno.ECONNREFUSED, "Connect call failed ('secret', 443)")
             "can't reach test.invalid: name or service not known",
         ),
         (
+            caused(
+                httpx2.ConnectError("secret"),
+                OSError(-2, "secret"),
+                socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            ),
+            "can't reach test.invalid: name or service not known",
+        ),
+        (
             caused(httpx2.ConnectError("secret"), socket.gaierror(5, None)),
             "can't reach test.invalid: the connection failed",
         ),

@@ -158,7 +158,7 @@ def _drawn(progress: Progress, *, width: int) -> Group:
 
     bar_width = min(width // 4, _WIDEST_BAR)
     line = Table.grid(padding=(0, 1))
-    line.add_column(no_wrap=True, min_width=bar_width)
+    line.add_column()
     line.add_column(no_wrap=True)
     line.add_column()
     line.add_row(
