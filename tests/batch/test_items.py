@@ -38,3 +38,17 @@ def test_bad_labels_are_refused(labels: object) -> None:
 def test_what_is_wrong_has_a_name_as_well(request_: object, name: str) -> None:
     """The custom_id if there is one, else the place."""
     assert name_of(3, request_) == name
+
+
+def test_a_bad_priority_is_found_as_the_item_is_read() -> None:
+    """Not when it has waited for its turn."""
+    item = {"custom_id": "a", "params": {"messages": []}, "labels": {"priority": "urgent"}}
+    with pytest.raises(ValueError, match="item 7 has the priority 'urgent': it must be one of interactive, default"):
+        read_item(7, item)
+
+
+def test_an_item_s_headers_are_checked() -> None:
+    """Data doesn't say who asks."""
+    item = {"custom_id": "a", "params": {"messages": [], "extra_headers": {"X-Api-Key": "another"}}}
+    with pytest.raises(ValueError, match="item 7 sets the header x-api-key"):
+        read_item(7, item)

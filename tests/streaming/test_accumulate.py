@@ -85,6 +85,7 @@ def test_deltas_are_joined_only_where_that_changes_nothing(wire: Any) -> None:
         wire.sse(*wire.text(0, "c")[1:2]).strip(),
         b": a comment",
         *[wire.sse(event).strip() for event in other],
+        wire.sse({"type": "content_block_delta", "index": 1, "delta": {"type": "x_delta", "text": "f"}}).strip(),
         wire.sse({"type": "ping"}).strip(),
         *[
             wire.sse({"type": "content_block_delta", "index": 1, "delta": delta}).strip()
@@ -94,6 +95,7 @@ def test_deltas_are_joined_only_where_that_changes_nothing(wire: Any) -> None:
     assert [data.get("delta", data["type"]) for data in merged(deltas)] == [
         {"type": "text_delta", "text": "abc"},
         {"type": "text_delta", "text": "de"},
+        {"type": "x_delta", "text": "f"},
         "ping",
         {"type": "signature_delta", "signature": "x"},
         {"type": "signature_delta", "signature": "x"},

@@ -301,11 +301,13 @@ async def test_halves_of_a_character_become_the_character(wire: Any) -> None:
         (["x\ud83d"], ["x", "\ufffd"]),
         (["\ud83d", "\ud83d", "\ude00"], ["", "\ufffd", "\U0001f600"]),
     ]:
-        answer = over(wire.response(wire.sse(wire.start(), *wire.text(0, *parts), *wire.end())))
-        texts, raised = await texts_of(answer)
-        assert raised is None
-        assert "".join(texts) == "".join(whole) == await answer.get_final_text()
-        "".join(texts).encode()
+        events = [wire.start(), *wire.text(0, *parts), *wire.end()]
+        for chunks in ([wire.sse(*events)], [wire.sse(event) for event in events]):
+            answer = over(wire.response(*chunks))
+            texts, raised = await texts_of(answer)
+            assert raised is None
+            assert "".join(texts) == "".join(whole) == await answer.get_final_text()
+            "".join(texts).encode()
 
 
 # Failing

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, get_args
 
 from pydantic import BaseModel
 
+from penstock._core.context import Priority
 from penstock.batch.headers import check_headers
 
 __all__ = ["Item", "Placed", "Request", "copied", "name_of", "read_item"]
@@ -130,4 +131,7 @@ def _labels(index: int, own: object) -> dict[str, str]:
     labels = {name: value for name, value in given.items() if isinstance(name, str) and isinstance(value, str)}
     if len(labels) < len(given):
         raise TypeError(f"item {index} has bad labels: give it a mapping of texts to texts")
+    if labels.get("priority", "batch") not in get_args(Priority):
+        allowed = ", ".join(get_args(Priority))
+        raise ValueError(f"item {index} has the priority {labels['priority'][:20]!r}: it must be one of {allowed}")
     return labels

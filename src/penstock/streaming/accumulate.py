@@ -55,6 +55,18 @@ class Run:
         self.kind = kind
         self.parts: list[str] = []
 
+    def takes(self, data: dict[str, object]) -> bool:
+        """Take a decoded event in, if it goes on with these deltas; returns whether it does."""
+        delta = data.get("delta")
+        if data.get("type") != "content_block_delta" or data.get("index") != self.index or not isinstance(delta, dict):
+            return False
+        fields = cast("dict[str, object]", delta)
+        part = fields.get(_FIELD_OF[self.kind])
+        if fields.get("type") != self.kind or not isinstance(part, str):
+            return False
+        self.parts.append(part)
+        return True
+
     def data(self) -> dict[str, object]:
         """Return the one delta that does what all of them do."""
         delta = {"type": self.kind, _FIELD_OF[self.kind]: mended("".join(self.parts))}
@@ -75,15 +87,11 @@ def merged(events: Iterable[bytes | Run]) -> Iterator[dict[str, object]]:
             if run is not None:
                 yield run.data()
             raise
-        if data is None:
-            continue
-        following = run_of(data)
-        if run is not None and following is not None and (following.index, following.kind) == (run.index, run.kind):
-            run.parts += following.parts
+        if data is None or (run is not None and run.takes(data)):
             continue
         if run is not None:
             yield run.data()
-        run = following
+        run = run_of(data)
         if run is None:
             yield data
     if run is not None:

@@ -92,7 +92,10 @@ class Source:
             Exception: What the transport raises.
         """
         if anything:
-            self._wait_from_now()
+            # As `_wait_from_now`, but for the call, because this is done for each delta.
+            self._since = self._loop.time()
+            if self._timer is None:
+                self._wait_from_now()
         self._reader = task = asyncio.current_task()
         try:
             if self._why is None:

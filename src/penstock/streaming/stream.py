@@ -178,11 +178,12 @@ class Stream:
         inbox, events, source, anything = self._inbox, self._inbox.events, self._source, True
         while True:
             while events:
-                try:
-                    text = self._pass(events.pop())
-                except InvalidStream as error:
-                    await source.close()
-                    self._break(error)
+                raw = events.pop()
+                text = self._pass_usual(raw) if raw.startswith(DELTA) and raw.find(_TEXT) >= 0 else None
+                if text is None:
+                    text = await self._pass_any(raw)
+                else:
+                    text = self._whole(text) if self._half else text
                 if text is not None:
                     yield text
             if inbox.over or not inbox.splitter.clean:
@@ -200,7 +201,7 @@ class Stream:
                 continue
             text = self._pass_chunk(chunk)
             if text is not None:
-                yield text
+                yield self._whole(text) if self._half else text
             else:
                 inbox.receive(chunk)
             anything = text is not None or bool(events)
@@ -224,10 +225,12 @@ class Stream:
 
     async def until_done(self) -> None:
         """Read what is left, and give none of it."""
+        events = self._inbox.events
         while await self._more():
-            self._passed += reversed(self._inbox.events)
-            self._inbox.events.clear()
-            self._run = None
+            while events:
+                raw = events.pop()
+                if not (raw.startswith(DELTA) and raw.find(_TEXT) >= 0) or self._pass_usual(raw) is None:
+                    self._pass_other(raw)
         self._yielded.clear()
         self._raise_failure()
 
@@ -281,32 +284,22 @@ class Stream:
 
     # Passing
 
-    def _pass(self, raw: bytes) -> str | None:
-        """Move the cursor past an event; returns its text if it is a delta of text.
-
-        Raises:
-            InvalidStream: It seemed to be one, but can't be decoded.
-        """
-        if _TEXT not in raw:
-            return self._pass_other(raw)
-        text = self._pass_usual(raw) if raw.startswith(DELTA) else None
-        return self._pass_unusual(raw) if text is None else text
-
     def _pass_chunk(self, chunk: bytes | None) -> str | None:
         """Move the cursor past a chunk that is one whole delta of text; `None` if it isn't."""
-        if chunk is None or not chunk.startswith(DELTA) or _TEXT not in chunk:
+        if chunk is None or not chunk.startswith(DELTA) or chunk.find(_TEXT) < 0:
             return None
         if chunk.find(b"\n\n", _PREFIX) != len(chunk) - 2:
             return None
         text = self._pass_usual(chunk)
         if text is not None:
             inbox = self._inbox
-            inbox.splitter.skip(chunk)
-            inbox.begun = inbox.begun or bool(text)
+            inbox.splitter.position += len(chunk)
+            if text:
+                inbox.begun = True
         return text
 
     def _pass_usual(self, raw: bytes) -> str | None:
-        """Move the cursor past a delta of text; `None` if it is not one, or an unusual one."""
+        """Move the cursor past a delta of text, and return it; `None` if it is not one, or an unusual one."""
         try:
             data: Any = from_json(raw[_PREFIX:])
             delta = data["delta"]
@@ -316,8 +309,10 @@ class Stream:
                 return None
         except (ValueError, LookupError, TypeError):
             return None
-        self._run_for(index).append(text)
-        return self._whole(text) if self._half else text
+        run = self._run
+        parts = run.parts if run is not None and run.index == index else self._run_for(index)
+        parts.append(text)
+        return text
 
     def _run_for(self, index: object) -> list[str]:
         """Return where the text of a block is kept."""
@@ -327,8 +322,14 @@ class Stream:
             self._passed.append(run)
         return run.parts
 
-    def _pass_unusual(self, raw: bytes) -> str | None:
-        data = data_of(raw)
+    async def _pass_any(self, raw: bytes) -> str | None:
+        """Move the cursor past any event; returns its text, as it is to be given, if it is a delta of text."""
+        try:
+            data = data_of(raw) if raw.find(_TEXT) >= 0 else None
+        except InvalidStream as error:
+            # It seemed to be one, but can't be decoded.
+            await self._source.close()
+            self._break(error)
         run = None if data is None else run_of(data)
         if run is None or run.kind != "text_delta":
             return self._pass_other(raw)

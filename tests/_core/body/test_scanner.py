@@ -312,6 +312,12 @@ def test_what_comes_after_the_last_event_is_counted(last: bytes, newline: bytes,
         assert scanner.trailing == len(b"more" + PING)
 
 
+def test_what_comes_after_an_early_error_is_counted_however_much_it_is() -> None:
+    """The beginning of a chunk is looked at in pieces; that does not show."""
+    for more in (b"", PING, PING * 100, b"x" * 10_000):
+        assert seen(START + ERROR + more).trailing == len(more)
+
+
 def test_after_the_end_nothing_changes() -> None:
     """Neither an error nor another answer, in the same chunk or a later one."""
     expected = told(scanned(RECORDED))
@@ -585,3 +591,31 @@ def test_ordinary_text_is_not_looked_into() -> None:
     scanner.see(text("word ") * 1000)
     assert splitter.position == len(START + text("Hi") + text("word ") * 1000)
     assert splitter.starts is looked_into
+
+
+def functions(scanner: Scanner, chunk: bytes) -> list[str]:
+    """The names of all functions that are called for a chunk."""
+    names: list[str] = []
+
+    def profile(frame: Any, event: str, function: Any) -> None:
+        if event in {"call", "c_call"}:
+            names.append(frame.f_code.co_name if event == "call" else function.__name__)
+
+    sys.setprofile(profile)
+    try:
+        scanner.see(chunk)
+    finally:
+        sys.setprofile(None)
+    return names[:-1]
+
+
+def test_a_delta_costs_two_searches() -> None:
+    """While text comes delta by delta, nothing else is done for one."""
+    scanner = seen(START, text("Hi"))
+    assert sorted(functions(scanner, text("word "))) == ["endswith", "find", "find", "len", "see"]
+
+
+def test_an_answer_in_one_chunk_is_split_only_where_it_begins_and_ends() -> None:
+    """What lies between costs the same, however much it is."""
+    short, long = (functions(Scanner(), START + text("Hi") + text("word ") * n + DELTA + STOP) for n in (50, 5000))
+    assert len(long) == len(short) > 0

@@ -251,7 +251,7 @@ def test_it_knows_where_it_stands() -> None:
     assert splitter.starts == []
     assert splitter.feed(b"\n") == [b"event: b"]
     assert (splitter.starts, splitter.position, splitter.clean) == ([18], 28, True)
-    splitter.skip(GOOD)
+    splitter.position += len(GOOD)
     assert splitter.feed(GOOD + GOOD) == [GOOD[:-2]] * 2
     assert splitter.starts == [28 + len(GOOD), 28 + 2 * len(GOOD)]
 
@@ -264,6 +264,29 @@ def test_other_line_ends_may_come_in_the_middle(newline: bytes) -> None:
     assert [(name_of(raw), data_of(raw)) for raw in raws] == [("ping", {"type": "ping"})] * 4
     assert not splitter.clean
     assert splitter.position == 2 * len(GOOD) + 2 * len(later)
+
+
+@given(STREAM_BYTES, CUTS)
+@example(b"\n\nevent: a\n\n" + BOM + b"data\n\n\nevent: a\n\n\n\xc3\xa9\n\ndata", [11, 12, 13, 25])
+def test_only_events_without_a_word_are_passed_over(body: bytes, places: list[int]) -> None:
+    """However it is cut and whatever its line ends, each event that has one of the words is given, and its place."""
+    words = (b"event", b"\xc3")
+    plain, passing = Splitter(), Splitter()
+    expected: list[tuple[int, bytes]] = []
+    given_: list[tuple[int, bytes]] = []
+    for chunk in _cut(body, places):
+        raws = plain.feed(chunk)
+        expected += zip(plain.starts, raws, strict=True)
+        rest = passing.pass_over(chunk, words)
+        raws = passing.feed(rest) if rest else []
+        given_ += zip(passing.starts if rest else [], raws, strict=True)
+        assert passing.position + passing.pending_bytes == plain.position + plain.pending_bytes
+        assert not (passing.clean and passing.pending_bytes)
+    assert set(given_) <= set(expected)
+    assert [each for each in given_ if any(word in each[1] for word in words)] == [
+        each for each in expected if any(word in each[1] for word in words)
+    ]
+    assert [raw for raw in passing.finish() if b"event" in raw] == [raw for raw in plain.finish() if b"event" in raw]
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers())))

@@ -688,3 +688,28 @@ def test_it_runs_without_a_standard_error(
     out = prompts.with_name("results.jsonl")
     assert api.run(prompts, "-o", out, *HAIKU, *flags)[0] == 0
     assert len(results(out)) == 3
+
+
+def test_a_schema_is_asked_for(api: Api, prompts: Path, tmp_path: Path) -> None:
+    """Of every request that says nothing else; a file that holds none is refused before anything is sent."""
+    schema = tmp_path / "schema.json"
+    wanted = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    schema.write_text(json.dumps(wanted))
+    assert api.run(prompts, *HAIKU, "--schema", schema)[0] == 0
+    asked = [body["output_config"]["format"] for body in api.bodies()]
+    assert asked == [{"type": "json_schema", "schema": wanted}] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "can't be read"), ("{", "is not JSON"), ("[1]", "is no JSON schema: it must be an object")],
+)
+def test_what_is_no_schema_is_refused(text: str | None, said: str, api: Api, prompts: Path, tmp_path: Path) -> None:
+    """By name, with exit code 2."""
+    schema = tmp_path / "schema.json"
+    if text is not None:
+        schema.write_text(text)
+    code, _, err = api.run(prompts, *HAIKU, "--schema", schema)
+    assert code == 2
+    assert f"{schema} {said}" in err
+    assert api.bodies() == []

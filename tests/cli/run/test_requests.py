@@ -173,6 +173,7 @@ def test_a_key_may_name_requests() -> None:
         (json.dumps({"custom_id": "a", "params": {**PARAMS, "stream": True}}), "asks for a stream"),
         (json.dumps({"custom_id": "a", "params": PARAMS, "labels": {"a": 1}}), "its labels are no object of texts"),
         (json.dumps({"custom_id": "a", "params": PARAMS, "labels": "b"}), "its labels are no object of texts"),
+        (json.dumps({"custom_id": "a", "params": PARAMS, "labels": {"priority": "high"}}), "its priority must be one"),
     ],
 )
 def test_a_line_that_is_no_request_is_refused(line: str, said: str) -> None:

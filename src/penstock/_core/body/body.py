@@ -26,7 +26,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import anyio
 import httpx2
@@ -199,12 +199,12 @@ class _Flow:
 
     __slots__ = (
         "_busy",
-        "_bytes",
         "_chunks",
         "_closed",
         "_held",
         "_idle",
         "_inflated",
+        "_left",
         "_limit",
         "_scope",
         "_turn_bytes",
@@ -227,8 +227,9 @@ class _Flow:
         self.last = self.over = False
         self._chunks: AsyncIterator[bytes] = aiter(self.inner)
         self._inflated: AsyncIterator[bytes] | None = None
-        self._limit = math.inf
-        self._bytes = self._turn_bytes = self._turn_chunks = 0
+        # How many bytes may come, and may still come.
+        self._limit = self._left = math.inf
+        self._turn_bytes = self._turn_chunks = 0
         self._closed = self._held = self._busy = False
         self._idle: anyio.Event | None = None
         self._scope: anyio.CancelScope | None = None
@@ -236,7 +237,7 @@ class _Flow:
             self._watch(http.headers, attempt.call)
 
     def _watch(self, headers: httpx2.Headers, call: Call) -> None:
-        self._limit = call.max_response_bytes
+        self._limit = self._left = call.max_response_bytes
         encodings = take_encodings(headers)
         if encodings is not None:
             self.scanner = scanner_for(headers.get("content-type", ""), call)
@@ -330,9 +331,14 @@ class _Flow:
                 self._turn_chunks = self._turn_bytes = 0
                 await checkpoint()
             chunk = await anext(self._chunks if self._inflated is None else self._inflated)
-            self._count(len(chunk))
+            size = len(chunk)
+            self._turn_chunks += 1
+            self._turn_bytes += size
+            self._left -= size
+            if attempt.call.closing or self._left < 0:
+                self._refuse()
             if scanner is not None:
-                if len(chunk) <= _BYTES_A_TURN:
+                if size <= _BYTES_A_TURN:
                     scanner.see(chunk)
                 else:
                     await self._see_in_turns(scanner, chunk)
@@ -345,8 +351,7 @@ class _Flow:
             self.over = True
             attempt.note_exception(error)
             self.end()
-            if isinstance(error, Exception):
-                self._raise_if_closing(error)
+            self._raise_if_closing(error)
             raise
         if scanner is None:
             return chunk
@@ -366,15 +371,6 @@ class _Flow:
             self._turn_chunks = self._turn_bytes = 0
             await checkpoint()
 
-    def _count(self, size: int) -> None:
-        if self.attempt.call.closing:
-            self._raise_if_closing()
-        self._turn_chunks += 1
-        self._turn_bytes += size
-        self._bytes += size
-        if self._bytes > self._limit:
-            raise ResponseTooLarge(int(self._limit))
-
     async def _see_in_turns(self, scanner: Scanner, chunk: bytes) -> None:
         """Look at a large chunk without holding the event loop."""
         for start in range(0, len(chunk), _BYTES_A_TURN):
@@ -385,10 +381,19 @@ class _Flow:
                 return
             await checkpoint()
 
-    def _raise_if_closing(self, cause: Exception | None = None) -> None:
-        """Never let an answer that the client's close has cut off look like one that has ended."""
+    def _refuse(self) -> NoReturn:
+        """Raise why no more is handed on."""
+        self._raise_if_closing()
+        raise ResponseTooLarge(int(self._limit))
+
+    def _raise_if_closing(self, cause: BaseException | None = None) -> None:
+        """Never let an answer that the client's close has cut off look like one that has ended.
+
+        A cancellation goes on as one, and an error that says it already too.
+        """
         attempt = self.attempt
-        if attempt.call.closing and not isinstance(cause, ClientClosed):
+        told = isinstance(cause, ClientClosed) or not isinstance(cause, Exception | None)
+        if attempt.call.closing and not told:
             if attempt.failure is None:
                 attempt.failure = CLOSED
             self.end()
@@ -428,12 +433,16 @@ class _Flow:
                 self.over = True
             return
         self._closed = self._busy = True
-        ended = anyio.Event()
+        ended = asyncio.Event()
         background.put(partial(self._end_in_background, ended))
-        with anyio.move_on_after(_READER_WAITS_S):
+        # A timer that is no cancel scope, because every stream comes here.
+        timer = asyncio.get_running_loop().call_later(_READER_WAITS_S, ended.set)
+        try:
             await ended.wait()
+        finally:
+            timer.cancel()
 
-    async def _end_in_background(self, ended: anyio.Event) -> None:
+    async def _end_in_background(self, ended: asyncio.Event) -> None:
         try:
             self.over = await read_out(self._chunks)
         finally:

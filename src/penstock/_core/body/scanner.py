@@ -11,7 +11,7 @@ It has *failed* with an `error`, or as a document that is none.
 
 Up to its beginning every event of a stream is decoded. From then on nearly all are plain deltas, and a chunk costs two
 searches: every event that matters has one of two words in it, however it is spelled, because JSON strings can't be
-broken. The words may stand in a text as well: then the event is looked at, and its name tells.
+broken. The words may stand in a text as well: then the events from there on are looked at, and their names tell.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ NOT_A_STREAM: Final = Failure(kind=FailureKind.INVALID, error_type="NotAStream",
 _NO_START: Final = Failure(kind=FailureKind.INVALID, error_type="NoMessageStart")
 
 _MOST_UNDECIDED: Final = 1024 * 1024
-_WORDS: Final = (b"message_", b"error")
+# Few bytes, because the rest of a chunk may be the whole answer, and need not be split.
+_AT_ONCE: Final = 1024
+_MESSAGE: Final = b"message_"
+_ERROR: Final = b"error"
 _DOCUMENTS: Final = (b"{", b"[", b"<")
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = _BOM + b" \t\r\n"
@@ -111,6 +114,7 @@ class Scanner:
         begun: Whether content has come.
         complete: Whether the answer said that it is whole.
         failure: How it failed; `None` if it has not.
+        over: Whether nothing that comes after counts: the last event has come, or an error.
         error: Set if the bytes are no valid event stream.
         document: What a document says, once finished, or the event by which a stream failed; `None` if it isn't JSON.
         unheard: Whether the event by which it failed has no name, so that the SDK's own reader passes it over.
@@ -138,6 +142,7 @@ class Scanner:
         "document",
         "error",
         "failure",
+        "over",
         "stop_reason",
         "trailing",
         "unheard",
@@ -150,6 +155,7 @@ class Scanner:
         self.begun = False
         self.complete = False
         self.failure: Failure | None = None
+        self.over = False
         self.error: InvalidStream | None = None
         self.document: object = None
         self.unheard = False
@@ -166,11 +172,6 @@ class Scanner:
         """Whether it is no stream of events."""
         return self._parts is not None
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing that comes after counts: the last event has come, or an error."""
-        return self.complete or self.failure is not None
-
     def see(self, chunk: bytes) -> None:
         """Look at the next bytes, decoded from any content encoding."""
         if self.over:
@@ -178,7 +179,12 @@ class Scanner:
         elif self._parts is not None:
             self._parts.append(chunk)
         elif self.begun:
-            self._see_more(chunk)
+            splitter = self._splitter
+            if splitter.clean and chunk.endswith(b"\n\n") and chunk.find(_MESSAGE) < 0 and chunk.find(_ERROR) < 0:
+                # The hot path: whole events, and none that matters. `pass_over` says the same of parts.
+                splitter.position += len(chunk)
+            elif rest := splitter.pass_over(chunk, (_MESSAGE, _ERROR)):
+                self._feed(rest)
         else:
             self._see_beginning(chunk)
 
@@ -189,6 +195,7 @@ class Scanner:
         if self._parts is not None:
             self._take_document(b"".join(self._parts))
             self._parts = []
+            self.over = self.complete or self.failure is not None
             return
         # An event that the end has cut off is none.
         with contextlib.suppress(InvalidStream):
@@ -199,19 +206,24 @@ class Scanner:
 
     def _see_beginning(self, chunk: bytes) -> None:
         if not self._bytes:
-            start = chunk.lstrip(_BLANK)
-            if start.startswith(_DOCUMENTS):
+            text = chunk.lstrip(_BLANK)
+            if text.startswith(_DOCUMENTS):
                 self._parts = [chunk]
                 return
-            self._bytes = len(start)
+            self._bytes = len(text)
         else:
             self._bytes += len(chunk)
-        self._feed(chunk)
-        self.begun = self.begun or self._bytes > _MOST_UNDECIDED
-
-    def _see_more(self, chunk: bytes) -> None:
-        if not self._splitter.pass_over(chunk, _WORDS):
-            self._feed(chunk)
+        for start in range(0, len(chunk), _AT_ONCE):
+            if self.begun:
+                self.see(chunk[start:])
+                return
+            end = start + _AT_ONCE
+            self._feed(chunk[start:end])
+            if self._bytes > _MOST_UNDECIDED:
+                self.begun = True
+            if self.over:
+                self.trailing += max(len(chunk) - end, 0)
+                return
 
     def _feed(self, chunk: bytes) -> None:
         splitter = self._splitter
@@ -221,7 +233,7 @@ class Scanner:
             self._fail(error)
             return
         for number, raw in enumerate(events):
-            if self.begun and not (_WORDS[0] in raw or _WORDS[1] in raw):
+            if self.begun and raw.find(_MESSAGE) < 0 and raw.find(_ERROR) < 0:
                 continue
             try:
                 self._take_raw(raw)
@@ -252,7 +264,7 @@ class Scanner:
     def _fail(self, error: InvalidStream) -> None:
         # Once the answer has begun, its reader is told when he comes to it.
         if not self.begun:
-            self.error, self.failure = error, failure_of_exception(error)
+            self.error, self.failure, self.over = error, failure_of_exception(error), True
 
     def take(self, name: str, data: object) -> None:
         """Take in an event that is decoded."""
@@ -269,6 +281,7 @@ class Scanner:
         elif name == "message_stop":
             self.complete = self._started
             self.failure = None if self._started else _NO_START
+        self.over = self.complete or self.failure is not None
 
     def _count(self, usage: object) -> None:
         if isinstance(usage, dict):

@@ -71,6 +71,7 @@ class RunOptions:
     model: str | None = None
     max_tokens: int | None = None
     system: str | None = None
+    schema: str | None = None
     via: Via = "live"
     deadline_s: float | None = None
     poll_s: float | None = None
@@ -123,6 +124,7 @@ def _add_asking(add: Callable[..., object]) -> None:
     add("--model", metavar="MODEL", help="for requests that name none")
     add("--max-tokens", type=_count, metavar="N", help="of an answer, for requests that say none (default: 8192)")
     add("--system", metavar="TEXT", help="system prompt, for requests that have none")
+    add("--schema", metavar="FILE", help="JSON schema that answers are to fit, for requests that say none")
     add(
         "--via",
         choices=("live", "batches"),

@@ -22,7 +22,7 @@ from penstock.cli.run.interrupt import Interruptible
 from penstock.cli.run.lines import BadInput
 from penstock.cli.run.output import Output, OutputFailed
 from penstock.cli.run.report import Failures, summary
-from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, settings_of
+from penstock.cli.run.setup import Refused, check_options, open_input, output_of, reading_of, schema_of, settings_of
 from penstock.client import Client
 from penstock.errors import AccountRefused, JournalError, KeyNotFound, TooManyFailures
 
@@ -90,6 +90,7 @@ class _Run:
         self._settings = settings
         self._feed = feed
         self._path = output_of(options)
+        self._schema = schema_of(options)
         self._journal: Journal | None = None
         self._results: Run | None = None
         self._failures = Failures()
@@ -149,7 +150,7 @@ class _Run:
 
     def _common(self) -> dict[str, Any]:
         """Return the params of every request."""
-        given = {"model": self._settings.model, "system": self._options.system}
+        given = {"model": self._settings.model, "system": self._options.system, "output_config": self._schema}
         return {
             "max_tokens": self._settings.max_tokens,
             **{name: value for name, value in given.items() if value is not None},

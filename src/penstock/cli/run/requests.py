@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, cast, get_args
 
+from penstock._core.context import Priority
 from penstock.batch.items import Placed
 from penstock.batch.journal.digests import DigestSet
 from penstock.cli.run.lines import LONGEST, BadInput
@@ -289,6 +290,8 @@ def _checked_labels(labels: object, number: int) -> dict[str, str]:
     found = cast("dict[str, object]", labels) if isinstance(labels, dict) else {"": None}
     if not all(isinstance(value, str) for value in found.values()):
         raise BadInput("its labels are no object of texts", line=number)
+    if found.get("priority", "batch") not in get_args(Priority):
+        raise BadInput(f"its priority must be one of {', '.join(get_args(Priority))}", line=number)
     return cast("dict[str, str]", found)
 
 

@@ -5,6 +5,7 @@ The rule here: nothing is made and nothing is sent; whatever can't do is refused
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from penstock.settings import Settings
 if TYPE_CHECKING:
     from penstock.cli.run.arguments import RunOptions
 
-__all__ = ["Refused", "check_options", "open_input", "output_of", "reading_of", "settings_of"]
+__all__ = ["Refused", "check_options", "open_input", "output_of", "reading_of", "schema_of", "settings_of"]
 
 _STANDARD: Final = "-"
 
@@ -118,6 +119,25 @@ def _problem(place: tuple[int | str, ...], message: str) -> str:
     """Say what is wrong with a setting, in the words of a shell."""
     said = message.removeprefix("Value error, ").replace("allow_http=True", "PENSTOCK_ALLOW_HTTP=true")
     return f"{'.'.join(map(str, place))}: {said}"
+
+
+def schema_of(options: RunOptions) -> dict[str, Any] | None:
+    """Return the `output_config` that asks for answers which fit a schema; `None` if none was given.
+
+    Raises:
+        Refused: The file can't be read, or holds no schema.
+    """
+    if options.schema is None:
+        return None
+    try:
+        schema: object = json.loads(Path(options.schema).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise Refused(f"{options.schema} can't be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise Refused(f"{options.schema} is not JSON") from None
+    if not isinstance(schema, dict):
+        raise Refused(f"{options.schema} is no JSON schema: it must be an object")
+    return {"format": {"type": "json_schema", "schema": schema}}
 
 
 def reading_of(options: RunOptions, source: Input, settings: Settings) -> Reading:
