@@ -211,6 +211,7 @@ class TestFanOut:
         (last,) = told
         assert (last.total, last.done, last.in_flight, last.ended) == (100, 0, 4, True)
 
+    @pytest.mark.lengthy
     async def test_quota_use_is_that_of_the_fullest_bucket(self, virtual_time: VirtualTime) -> None:
         """Nothing is known before the first request; then the share that is gone, and when there is more."""
         told: list[Progress] = []

@@ -303,6 +303,7 @@ def detached() -> io.TextIOWrapper:
     return file
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "stream",
     [
