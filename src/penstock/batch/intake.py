@@ -167,7 +167,7 @@ class Intake:
                     await anyio.lowlevel.checkpoint()
 
     async def _serve_async(self, source: AsyncIterator[Request]) -> None:
-        generator = source if isinstance(source, AsyncGenerator) else None
+        generator = _as_generator(source)
         passed = 0
         try:
             await self._demand()
@@ -260,6 +260,10 @@ class Intake:
         return fitted(self.journal.read(entry, index=item.index), self._output) if self._replay else None
 
 
+def _as_generator(source: object) -> AsyncGenerator[Request] | None:
+    return cast("AsyncGenerator[Request]", source) if isinstance(source, AsyncGenerator) else None
+
+
 async def _close(generator: AsyncGenerator[Any]) -> None:
     """Close an input that is left, as it would be closed where a loop over it is left: nobody waits for its errors."""
     try:
@@ -267,9 +271,8 @@ async def _close(generator: AsyncGenerator[Any]) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - a task group makes a group of the `GeneratorExit` that ends it
-        failed = error.split(GeneratorExit)[1] if isinstance(error, BaseExceptionGroup) else error
-        if failed is not None:
-            names = ", ".join(sorted({type(each).__name__ for each in _leaves(failed)}))
+        names = ", ".join(sorted({type(each).__name__ for each in _leaves(error)} - {"GeneratorExit"}))
+        if names:
             _logger.warning("the input of a run raised %s as it was closed", names)
 
 
