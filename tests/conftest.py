@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,14 @@ def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(one))
         yield
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    """A port of this machine that is nobody else's, and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def pytest_collection_finish() -> None:

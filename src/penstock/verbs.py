@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from penstock import batch, conversation, streaming, tools
     from penstock._core.background import Background
+    from penstock.batch.progress import Waits
     from penstock.events import Observers
     from penstock.settings import Settings
 else:
@@ -131,8 +132,8 @@ class Verbs(ABC):
         """Raise `ClientClosed` unless the client is open, here."""
 
     stream = verb(streaming.stream, "background", when_open=False)
-    fan_out = verb(batch.FanOut, "model", "max_tokens", "concurrency", "quota_use")
-    map = verb(batch.ask_all, "model", "max_tokens", "concurrency", "quota_use")
+    fan_out = verb(batch.FanOut, "model", "max_tokens", "concurrency", "waits")
+    map = verb(batch.ask_all, "model", "max_tokens", "concurrency", "waits")
     run_tools = verb(tools.run_tools, "model", "max_tokens", "max_iterations")
     tool_loop = verb(tools.ToolLoop, "model", "max_tokens", "max_iterations")
     # These two last: from here on, their names are those of the verbs.
@@ -164,9 +165,9 @@ class Verbs(ABC):
             "max_iterations": settings.max_tool_iterations,
             "max_tokens": settings.max_tokens,
             "model": settings.model,
-            "quota_use": self._quota_use,
             "system": settings.system,
             "token_budget": settings.token_budget,
+            "waits": self._waits,
         }
         given = {
             name: value
@@ -175,7 +176,8 @@ class Verbs(ABC):
         }
         return {**{name: known[name] for name in names if known[name] is not None}, **given}
 
-    def _quota_use(self) -> float | None:
-        from penstock.batch.progress import quota_use  # noqa: PLC0415 - only runs of many ask for it
+    def _waits(self, now: float) -> Waits:
+        from penstock.batch.progress import Waits  # noqa: PLC0415 - only runs of many ask for it
 
-        return quota_use(self.statistics().admission)
+        known = self.statistics()
+        return Waits.of(known.admission, known.retry, known.breaker, known.attempts, now=now)

@@ -37,7 +37,7 @@ from penstock.simulator.server import serving
 from penstock.testing import Cancelled, cancel_at_every_await
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from penstock.batch.items import Request
@@ -141,7 +141,7 @@ def text_of(result: FanOutResult) -> str:
     return block.text
 
 
-def check_all(results: list[FanOutResult], size: int) -> None:
+def check_all(results: Sequence[FanOutResult], size: int) -> None:
     """Each of `prompts` has its own answer, once."""
     assert sorted(result.index for result in results) == list(range(size))
     for result in results:

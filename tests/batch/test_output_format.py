@@ -70,6 +70,14 @@ def test_what_does_not_fit_is_told_without_quoting_it(
     assert ("Allow more max_tokens" in str(error)) == (stop_reason == "max_tokens")
 
 
+@pytest.mark.parametrize("content", [None, "x", [], [None], [{"type": "text"}]])
+def test_an_answer_of_another_shape_has_no_text(content: object) -> None:
+    """As a compatible server may send it."""
+    with pytest.raises(InvalidOutput) as raised:
+        OutputFormat(City).parsed(Message.construct(content=content, stop_reason="end_turn"))
+    assert raised.value.problems == ("no text",)
+
+
 def test_a_type_without_a_schema_is_refused() -> None:
     """And so is a schema in the place of a type."""
     with pytest.raises(TypeError, match="no JSON schema"):

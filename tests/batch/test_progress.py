@@ -11,9 +11,9 @@ from anthropic.types import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import Client, FanOutResult, Limits, Progress, RetryOptions
+from penstock import BreakerOptions, Client, FanOutResult, Limits, Progress, RetryOptions
 from penstock.batch.fan_out import FanOut
-from penstock.batch.progress import ProgressReporter, Tally, quota_use
+from penstock.batch.progress import ProgressReporter, Tally, Waits
 from penstock.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def answer(*, model: str = MODEL, attempts: int | None = 1) -> FanOutResult:
 FAILED = FanOutResult(custom_id="b", index=1, error=ValueError("no"), attempts=3)
 
 
-def begun(*, total: int | None, elapsed_s: float = 1.0, quota_use: Callable[[], float | None] | None = None) -> Tally:
+def begun(*, total: int | None, elapsed_s: float = 1.0, waits: Callable[[float], Waits] | None = None) -> Tally:
     """Counts that have been kept for so long."""
-    tally = Tally(total=total, quota_use=quota_use)
+    tally = Tally(total=total, waits=waits)
     clock = chain([100.0], repeat(100.0 + elapsed_s))
     tally.begin(lambda: next(clock))
     return tally
@@ -45,7 +45,7 @@ def begun(*, total: int | None, elapsed_s: float = 1.0, quota_use: Callable[[], 
 class TestTally:
     def test_it_adds_up(self) -> None:
         """Items, attempts beyond the first, tokens, cost; the rest is reckoned from them."""
-        tally = begun(total=10, elapsed_s=6.0, quota_use=lambda: 0.25)
+        tally = begun(total=10, elapsed_s=6.0, waits=lambda now: Waits(quota_use=0.25, quota_s=now))
         for result in (answer(), answer(attempts=None), FAILED):
             tally.start()
             tally.add(result)
@@ -64,10 +64,10 @@ class TestTally:
             output_tokens=400,
             cost_usd=2 * cost,
             expected_cost_usd=2 * cost * 7 / 3,
-            quota_use=0.25,
             elapsed_s=6.0,
             rate_per_s=0.5,
             left_s=8.0,
+            waits=Waits(quota_use=0.25, quota_s=106.0),
         )
         assert tally.snapshot().done == 6
         assert repr(tally) == "<Tally 2 answered, 1 failed, 3 resumed>"
@@ -109,7 +109,7 @@ class TestTally:
     def test_what_cannot_be_told_is_none(self) -> None:
         """Neither before the first item nor without a total is there an end in sight."""
         start = begun(total=10, elapsed_s=0.0).snapshot()
-        assert (start.rate_per_s, start.left_s, start.expected_cost_usd, start.quota_use) == (0.0, None, None, None)
+        assert (start.rate_per_s, start.left_s, start.expected_cost_usd, start.waits) == (0.0, None, None, Waits())
         tally = begun(total=None)
         tally.start()
         tally.add(answer(model="claude-nonesuch"))
@@ -211,15 +211,83 @@ class TestFanOut:
         (last,) = told
         assert (last.total, last.done, last.in_flight, last.ended) == (100, 0, 4, True)
 
+    @pytest.mark.lengthy
     async def test_quota_use_is_that_of_the_fullest_bucket(self, virtual_time: VirtualTime) -> None:
-        """Nothing is known before the first request; then the share that is gone."""
+        """Nothing is known before the first request; then the share that is gone, and when there is more."""
         told: list[Progress] = []
         simulator = Simulator(latency_s=0.1)
         async with Client(sdk=simulator.client(), log=False, limits=Limits(requests_per_minute=60)) as claude:
-            assert quota_use(claude.statistics().admission) is None
+            assert claude.fan_out([], model=MODEL).progress.waits == Waits()
             await claude.map(["x"] * 20, model=MODEL, concurrency=20, on_progress=told.append)
-        assert told[-1].quota_use is not None
-        assert told[-1].quota_use == pytest.approx(20 / 60, abs=0.01)
+            assert told[-1].waits.quota_use == pytest.approx(20 / 60, abs=0.01)
+            assert told[-1].waits.quota_s == 0
+            async with claude.fan_out(["x"] * 60, model=MODEL) as results:
+                await anyio.sleep(0.5)
+                assert results.progress.waits.quota_use == pytest.approx(1, abs=0.02)
+                assert results.progress.waits.quota_s == pytest.approx(0.3, abs=0.1)
+                assert results.progress.waits.in_line == pytest.approx(20, abs=2)
+
+    async def test_a_cool_down_of_all_keys_is_waited_for(self, virtual_time: VirtualTime) -> None:
+        """Whatever the buckets hold; as long as one of the keys may be used, nobody waits for the others."""
+        simulator = Simulator()
+        simulator.inject("rate_limited", retry_after_s=40)
+        async with (
+            Client(sdk=simulator.client(), log=False) as claude,
+            claude.fan_out(["x"] * 5, model=MODEL, concurrency=1) as results,
+        ):
+            await anyio.sleep(10)
+            waits = results.progress.waits
+            assert waits.quota_s == pytest.approx(30, abs=0.5)
+            assert (waits.retrying, waits.in_line) in {(0, 1), (1, 0)}
+            assert len([result async for result in results if result.ok]) == 5
+            assert results.progress.waits.quota_s == 0
+
+    async def test_an_open_breaker_is_waited_for(self, virtual_time: VirtualTime) -> None:
+        """Until it lets requests try the service again, and while they do."""
+        simulator = Simulator(latency_s=1)
+        simulator.inject("api_error", times=4)
+        breaker = BreakerOptions(window=4, minimum=4, open_s=100)
+        async with (
+            Client(sdk=simulator.client(), log=False, breaker=breaker, retry=RetryOptions(base_s=0.001)) as claude,
+            claude.fan_out(["x"] * 4, model=MODEL, concurrency=4) as results,
+        ):
+            seen = [results.progress.waits]
+            for pause_s in (51, 49.5):
+                await anyio.sleep(pause_s)
+                seen.append(results.progress.waits)
+            assert [each.breaker_s for each in seen] == [None, pytest.approx(49, abs=1), 0]
+            assert [each.retrying for each in seen] == [0, 4, 1]
+            assert len([result async for result in results if result.ok]) == 4
+            assert results.progress.waits == Waits(quota_use=results.progress.waits.quota_use, quota_s=0)
+
+    async def test_a_network_that_fails_is_told(self, refusing_port: int) -> None:
+        """And how many items are waiting to be tried again."""
+        async with (
+            Client(
+                api_keys=["sk-ant-1"], base_url=f"http://127.0.0.1:{refusing_port}", allow_http=True, log=False
+            ) as claude,
+            claude.fan_out(["x"] * 3, model=MODEL, max_tokens=9) as results,
+        ):
+            with anyio.fail_after(5):
+                while results.progress.waits.retrying < 3:  # noqa: ASYNC110 - nobody is told of it
+                    await anyio.sleep(0.01)
+            assert results.progress.waits.network == "can't reach 127.0.0.1: connection refused"
+
+    async def test_what_it_waits_for_is_asked_only_when_somebody_is_told(self, simulator: Simulator) -> None:
+        """Counting an item asks nobody; and before it begins, no time could be told."""
+        asked: list[float] = []
+
+        def waits(now: float) -> Waits:
+            asked.append(now)
+            return Waits(in_line=5)
+
+        results = FanOut(simulator.client(), ["x"] * 5, model=MODEL, max_tokens=9, waits=waits)
+        assert results.progress.waits == Waits()
+        async with results:
+            assert len([result async for result in results]) == 5
+            assert not asked
+            assert results.progress.waits.in_line == 5
+        assert asked == [pytest.approx(anyio.current_time(), abs=5)]
 
 
 @pytest.mark.parametrize("model", [None, 5, []])

@@ -25,6 +25,7 @@ from penstock import (
     QueueFull,
     RequestExceedsQuota,
 )
+from penstock.batch import Result
 from penstock.batch.result import is_account_refused, is_mendable, reason_of
 from penstock.simulator import Simulator
 
@@ -270,6 +271,50 @@ async def test_the_cost_is_that_of_the_answer() -> None:
     unknown = answer.model_copy(update={"model": "claude-nonesuch"})
     assert FanOutResult(custom_id="a", index=0, message=unknown).cost_usd is None
     assert FanOutResult(custom_id="a", index=0, error=ValueError("x")).cost_usd is None
+
+
+TEXT = {"type": "text", "text": "one "}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([TEXT], "one "),
+        (
+            [{"type": "thinking", "thinking": "…"}, TEXT, {"type": "tool_use"}, {"type": "text", "text": "two"}],
+            "one two",
+        ),
+        ([{"type": "thinking", "thinking": "…"}], ""),
+        ([], ""),
+        ([{"type": "of_tomorrow", "text": "x"}, TEXT], "one "),
+        ([{"type": "text"}, {"type": "text", "text": None}, {"type": "text", "text": 5}, TEXT], "one "),
+        (["x", None, 5, TEXT], "one "),
+        ("one ", ""),
+        (None, ""),
+        ({}, ""),
+    ],
+)
+def test_the_text_is_that_of_all_text_blocks(content: object, text: str) -> None:
+    """Whatever stands between them, or in their place, as a journal or a compatible server may have it."""
+    line = {"custom_id": "a", "result": {"type": "succeeded", "message": {"content": content}}}
+    assert FanOutResult.from_line(line, index=0).text == text
+
+
+def test_without_an_answer_there_is_no_text() -> None:
+    """Also where the answer has no content at all."""
+    assert FanOutResult(custom_id="a", index=0, error=ValueError("x")).text == ""
+    assert FanOutResult(custom_id="a", index=0, message=Message.construct()).text == ""
+
+
+def test_a_result_of_a_type_is_a_result_like_any_other() -> None:
+    """What a checker is told of is one class when it is run, and any name for it does."""
+    result = FanOutResult[int](custom_id="a", index=0, parsed=5)
+    assert type(result) is FanOutResult
+    assert result == FanOutResult(custom_id="a", index=0, parsed=5)
+    assert dataclasses.replace(result, parsed=6).parsed == 6
+    either: Any = Result
+    assert isinstance(result, either)
+    assert either[int] == FanOutResult[int]
 
 
 async def test_a_result_can_be_pickled() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import gc
-from typing import TYPE_CHECKING, Any
+import socket
+from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
 import anyio
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock import CircuitOpen, Client, RetryOptions
 from penstock._core.durations import Durations
 from penstock.guards.meter import Meter
 
@@ -169,6 +172,114 @@ async def test_only_messages_are_measured(simulator: Simulator) -> None:
     await claude.messages.count_tokens(model=HELLO["model"], messages=HELLO["messages"])
     await claude.models.list()
     assert meter.statistics().total.attempts == 0
+
+
+def caused(error: Exception, *causes: Exception) -> Exception:
+    """An error with what is below it."""
+    above = error
+    for cause in causes:
+        above.__cause__ = above = cause
+    return error
+
+
+REFUSED = OSError(errno.ECONNREFUSED, "Connect call failed ('secret', 443)")
+
+
+@pytest.mark.parametrize(
+    ("error", "network"),
+    [
+        (
+            caused(httpx2.ConnectError("secret"), OSError("secret"), REFUSED),
+            "can't reach test.invalid: connection refused",
+        ),
+        (
+            caused(httpx2.ConnectError("secret"), socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+            "can't reach test.invalid: name or service not known",
+        ),
+        (
+            caused(
+                httpx2.ConnectError("secret"),
+                OSError(-2, "secret"),
+                socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            ),
+            "can't reach test.invalid: name or service not known",
+        ),
+        (
+            caused(httpx2.ConnectError("secret"), socket.gaierror(5, None)),
+            "can't reach test.invalid: the connection failed",
+        ),
+        (httpx2.ConnectError("secret"), "can't reach test.invalid: the connection failed"),
+        (httpx2.ConnectTimeout("secret"), "can't reach test.invalid: timed out"),
+        (httpx2.ReadTimeout("secret"), "test.invalid doesn't answer in time"),
+        (httpx2.RemoteProtocolError("secret"), "the connection to test.invalid was lost"),
+        (
+            caused(httpx2.ReadError("secret"), ConnectionResetError(104, "secret")),
+            "the connection to test.invalid was lost",
+        ),
+        (httpx2.LocalProtocolError("secret"), None),
+        (ValueError("secret"), None),
+    ],
+)
+async def test_why_the_api_cannot_be_reached_is_told_until_it_answers(error: Exception, network: str | None) -> None:
+    """In words of the system's, never in those of a library, which may hold anything; any answer is one."""
+    answers: list[Exception | int] = [error, 500]
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return httpx2.Response(given, json={})
+
+    meter = Meter()
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        claude = anthropic.AsyncAnthropic(
+            api_key="sk-test",
+            base_url="https://user:secret@test.invalid:8443",
+            http_client=http,
+            max_retries=0,
+            middleware=[meter],
+        )
+        assert meter.statistics().network is None
+        with pytest.raises((anthropic.APIConnectionError, ValueError)):
+            await claude.messages.create(**HELLO)
+        assert meter.statistics().network == network
+        with pytest.raises(anthropic.InternalServerError):
+            await claude.messages.create(**HELLO)
+        assert meter.statistics().network is None
+
+
+@pytest.mark.parametrize("transport", ["httpx2", "aiohttp"])
+async def test_every_transport_says_that_a_connection_is_refused(
+    transport: Literal["httpx2", "aiohttp"], refusing_port: int
+) -> None:
+    """At whatever depth it keeps what the system said."""
+    async with Client(
+        api_keys=["sk-ant-1"],
+        base_url=f"http://127.0.0.1:{refusing_port}",
+        allow_http=True,
+        transport=transport,
+        retry=RetryOptions(max_attempts=1),
+        log=False,
+    ) as claude:
+        with pytest.raises(anthropic.APIConnectionError):
+            await claude.messages.create(**HELLO)
+        assert claude.statistics().attempts.network == "can't reach 127.0.0.1: connection refused"
+
+
+async def test_other_errors_of_the_chain_leave_it_as_it_was(simulator: Simulator) -> None:
+    """A lost connection of which nobody says where to, and a refusal, which says nothing of the network."""
+    errors = [httpx2.ConnectError("secret"), CircuitOpen("open", retry_after_s=1.0)]
+
+    class Raises(anthropic.Middleware):
+        async def handle_async(self, request: anthropic.APIRequest, call_next: Any) -> Any:
+            raise errors.pop(0)
+
+    meter = Meter()
+    claude = simulator.client(max_retries=0, middleware=[meter, Raises()])
+    for kind in (anthropic.APIConnectionError, CircuitOpen):
+        with pytest.raises((kind, httpx2.ConnectError)):
+            await claude.messages.create(**HELLO)
+        assert meter.statistics().network == "can't reach the API: the connection failed"
 
 
 async def test_a_body_that_was_dropped_is_added_even_outside_the_loop(simulator: Simulator) -> None:

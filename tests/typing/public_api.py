@@ -11,6 +11,7 @@ from anthropic import AsyncAnthropic, AsyncStream
 from anthropic.resources import AsyncBeta, AsyncMessages, AsyncModels
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types.beta import BetaMessage, BetaMessageParam
+from pydantic import BaseModel
 
 import penstock
 from penstock import (
@@ -49,7 +50,7 @@ from penstock import (
     UnknownPrice,
     tool,
 )
-from penstock.batch import FanOut, MessageBatches
+from penstock.batch import FanOut, MessageBatches, Result, ask_all
 from penstock.events import CallEnded, Event
 from penstock.streaming import Stream, StreamManager
 from penstock.testing import Cancelled, cancel_at_every_await
@@ -185,23 +186,87 @@ def counting(claude: Client) -> None:
 
 async def many_at_once(claude: Client, prompts: AsyncIterator[str]) -> None:
     """Prompts or requests, from anything that can be iterated over."""
-    assert_type(claude.fan_out(prompts), FanOut)
+    assert_type(claude.fan_out(prompts), FanOut[None])
     async with claude.fan_out(["One?", "Two?"], model="m", concurrency=5, order="input", system="S") as results:
         async for result in results:
-            assert_type(result, FanOutResult)
+            assert_type(result, Result[None])
             assert_type(result.message, Message | None)
             assert_type(result.error, Exception | None)
             assert_type(result.ok, bool)
+            assert_type(result.text, str)
+            assert_type(result.parsed, None)
             assert_type(result.to_dict(), dict[str, object])
-    assert_type(await claude.map(["One?"], model="m", concurrency=5), list[FanOutResult])
-    assert_type(claude.batch(["One?"], model="m", journal="run.jsonl", thinking={"type": "adaptive"}), MessageBatches)
+    assert_type(await claude.map(["One?"], model="m", concurrency=5), list[Result[None]])
+    assert_type(
+        claude.batch(["One?"], model="m", journal="run.jsonl", thinking={"type": "adaptive"}), MessageBatches[None]
+    )
     claude.fan_out(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     claude.batch(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await claude.map(["One?"], max_token=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     mixed: list[str | dict[str, Any]] = ["One?", {"custom_id": "a", "params": {"messages": MESSAGES}}]
-    assert_type(await claude.map(mixed), list[FanOutResult])
+    assert_type(await claude.map(mixed), list[Result[None]])
     claude.fan_out(["One?"], order="random")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     claude.fan_out([1, 2])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+class City(BaseModel):
+    """What answers are to fit."""
+
+    name: str
+
+
+async def answers_of_a_type(claude: Client, sdk: AsyncAnthropic) -> None:
+    """Whatever runs many prompts gives results of that type."""
+    assert_type(claude.batch(["One?"], output_format=City), MessageBatches[City])
+    assert_type(await claude.map(["One?"], output_format=City), list[Result[City]])
+    assert_type(FanOut(sdk, ["One?"], model="m", max_tokens=9, output_format=City), FanOut[City])
+    assert_type(await ask_all(sdk, ["One?"], model="m", max_tokens=9, output_format=City), list[Result[City]])
+    assert_type(claude.fan_out(["One?"], output_format=list[int]), FanOut[list[int]])
+    assert_type(claude.fan_out(["One?"], output_format=anthropic.omit), FanOut[None])
+    either: Any = City | None
+    assert_type(claude.fan_out(["One?"], output_format=either), FanOut[Any])
+    claude.fan_out(["One?"], output_format="City")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    async with claude.fan_out(["One?"], output_format=City) as results:
+        async for result in results:
+            assert_type(result, Result[City])
+            assert_type(result.parsed, City | None)
+            assert_type(whatever(result), str)
+            told(result)
+
+
+def told(result: Result[City]) -> None:
+    """Where it has no error, it has an answer; this is what mypy and pyright both understand."""
+    if result.error is None:
+        assert_type(result.message, Message)
+        assert_type(result.parsed, City)
+    else:
+        assert_type(result.error, Exception)
+        assert_type(result.message, Message | None)
+        assert_type(result.parsed, City | None)
+    if result.ok is True:
+        assert_type(result.message, Message)
+        assert_type(result.parsed, City)
+        assert_type(result.error, None)
+    else:
+        assert_type(result.error, Exception)
+
+
+def told_shortly(result: Result[City]) -> None:
+    """The shortest way to ask is understood by mypy; pyright looks at no truth of an attribute, by design."""
+    if result.ok:
+        assert_type(result.message, Message)  # pyright: ignore[reportAssertTypeFailure]
+        assert_type(result.parsed, City)  # pyright: ignore[reportAssertTypeFailure]
+    if not result.ok:
+        return
+    assert_type(result.parsed, City)  # pyright: ignore[reportAssertTypeFailure]
+
+
+def whatever(result: FanOutResult) -> str:
+    """The class alone stands for results of any type, and can be made as ever."""
+    made = FanOutResult(custom_id="a", index=0, parsed=City(name="Bonn"))
+    assert_type(made, FanOutResult[City])
+    assert_type(made.message, Message | None)
+    return result.text
 
 
 @tool

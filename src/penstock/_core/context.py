@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "PRIORITIES",
     "EndedCall",
     "Patience",
     "Pin",
-    "PRIORITIES",
     "Priority",
     "current_call_end",
     "current_deadline",

@@ -11,7 +11,17 @@ from penstock.batch.ask_all import ask_all
 from penstock.batch.fan_out import FanOut
 from penstock.batch.journal import Journal
 from penstock.batch.message_batches import MessageBatches
-from penstock.batch.progress import Progress
-from penstock.batch.result import DeadLetter, FanOutResult
+from penstock.batch.progress import Progress, Waits
+from penstock.batch.result import DeadLetter, FanOutResult, Result
 
-__all__ = ["DeadLetter", "FanOut", "FanOutResult", "Journal", "MessageBatches", "Progress", "ask_all"]
+__all__ = [
+    "DeadLetter",
+    "FanOut",
+    "FanOutResult",
+    "Journal",
+    "MessageBatches",
+    "Progress",
+    "Result",
+    "Waits",
+    "ask_all",
+]

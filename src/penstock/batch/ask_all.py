@@ -13,15 +13,16 @@ from penstock.batch.fan_out import FanOut
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from penstock.batch.result import FanOutResult
+    from penstock.batch.result import Result
+    from penstock.batch.run import Model
 
 __all__ = ["ask_all"]
 
 P = ParamSpec("P")
 
 
-def _read_to_its_end(run: Callable[P, FanOut]) -> Callable[P, Coroutine[Any, Any, list[FanOutResult]]]:
-    async def ask_all(*args: P.args, **options: P.kwargs) -> list[FanOutResult]:
+def _read_to_its_end(run: Callable[P, FanOut[Model]]) -> Callable[P, Coroutine[Any, Any, list[Result[Model]]]]:
+    async def ask_all(*args: P.args, **options: P.kwargs) -> list[Result[Model]]:
         """Ask many prompts at once and return all results, in the order of the input.
 
         Args:
@@ -45,7 +46,7 @@ def _read_to_its_end(run: Callable[P, FanOut]) -> Callable[P, Coroutine[Any, Any
         async with run(*args, **options) as results:
             return [result async for result in results]
 
-    signature = inspect.signature(run).replace(return_annotation="list[FanOutResult]")
+    signature = inspect.signature(run).replace(return_annotation="list[Result[Model]]")
     cast("Any", ask_all).__signature__ = signature
     return ask_all
 

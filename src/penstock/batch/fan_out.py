@@ -7,26 +7,26 @@ the caller's own leaves as itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import anyio
 
 from penstock.batch.ask import ask
 from penstock.batch.items import Request
 from penstock.batch.result import FanOutResult
-from penstock.batch.run import Order, Run, RunOptions
+from penstock.batch.run import Model, Order, Run, RunOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
     from contextlib import AsyncExitStack
 
-    from anthropic import AsyncAnthropic
+    from anthropic import AsyncAnthropic, NotGiven, Omit
     from anyio.abc import TaskGroup
 
     from penstock._core.params import ItemParams
     from penstock.batch.journal import Journal
-    from penstock.batch.progress import OnProgress
+    from penstock.batch.progress import OnProgress, Waits
     from penstock.batch.run import Work
 
 __all__ = ["FanOut", "Order", "Request"]
@@ -35,7 +35,7 @@ __all__ = ["FanOut", "Order", "Request"]
 _WARM_UPS: Final = 3
 
 
-class FanOut(Run):
+class FanOut(Run[Model]):
     """Runs requests concurrently: `async with` it, iterate over it, leave early as you like.
 
     Args:
@@ -57,7 +57,8 @@ class FanOut(Run):
         progress: Show progress on the standard error: a bar in a terminal, else a line every five seconds.
         on_progress: Told how far it is, with a `Progress`, every second and at the end.
         total: Items in all, where `requests` doesn't tell by its length.
-        quota_use: Tells the share of the rate limits that is in use, for the progress.
+        waits: Tells what requests wait for, for the progress, given the time of the event loop; as a verb of a client,
+            what its guards know.
         **params: Of `messages.create`, for every item; an item's own `params` win. As a verb of a client, `model` and
             `max_tokens` are its settings by default.
 
@@ -94,12 +95,12 @@ class FanOut(Run):
         retry_failed: bool = False,
         replay: bool = False,
         keep_params: bool = False,
-        output_format: Any = None,
+        output_format: type[Model] | Omit | NotGiven | None = None,
         warm_cache: bool = False,
         progress: bool = False,
         on_progress: OnProgress | None = None,
         total: int | None = None,
-        quota_use: Callable[[], float | None] | None = None,
+        waits: Callable[[float], Waits] | None = None,
         **params: Unpack[ItemParams],
     ) -> None:
         options = RunOptions(
@@ -114,7 +115,7 @@ class FanOut(Run):
             progress=progress,
             on_progress=on_progress,
             total=total,
-            quota_use=quota_use,
+            waits=waits,
             params=params,
         )
         super().__init__(Live(sdk, concurrency, order=order, warm_cache=warm_cache), requests, options)

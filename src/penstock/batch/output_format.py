@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from penstock._core.options import is_given
+from penstock.batch.result import texts_of
 from penstock.errors import InvalidOutput
 
 if TYPE_CHECKING:
@@ -69,10 +70,10 @@ class OutputFormat:
         Raises:
             InvalidOutput: The answer has no text, or one that doesn't fit.
         """
-        for block in message.content:
-            if block.type == "text":
-                return self._read(block.text, message.stop_reason)
-        raise InvalidOutput(stop_reason=message.stop_reason, problems=("no text",))
+        text = next(texts_of(message), None)
+        if text is None:
+            raise InvalidOutput(stop_reason=message.stop_reason, problems=("no text",))
+        return self._read(text, message.stop_reason)
 
     def _read(self, text: str, stop_reason: str | None) -> Any:
         problems: tuple[str, ...]

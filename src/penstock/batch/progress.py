@@ -4,7 +4,8 @@ The rule here: counting is all that happens for each item; whoever is told of it
 and an exception of theirs is logged and never breaks the run.
 
 A `Tally` counts items (`start`, `add`, `resumed`), its `snapshot` is a `Progress`. A `ProgressReporter` hands snapshots
-to functions: run it in a task group, cancel that, call `end`. `penstock.batch.progress_display` draws them.
+to functions: run it in a task group, cancel that, call `end`. `penstock.batch.progress_display` draws them. What the
+run waits for is known to the guards of a client: `Waits` is that, and asked for only when a snapshot is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
@@ -25,11 +26,67 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from penstock.batch.result import FanOutResult
+    from penstock.guards.admit.quota import BucketStatistics
     from penstock.guards.admit.statistics import AdmitStatistics
+    from penstock.guards.breaker import CircuitBreakerStatistics
+    from penstock.guards.meter import MeterStatistics
+    from penstock.guards.retry import RetryStatistics
 
-__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "check_on_progress", "quota_use"]
+__all__ = ["OnProgress", "Progress", "ProgressReporter", "Tally", "Waits", "check_on_progress"]
 
 _logger: Final = logging.getLogger("penstock")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """What the requests of a client wait for at one moment, those of a run among them.
+
+    Attributes:
+        in_line: Requests that wait for quota, a slot or a key.
+        retrying: Requests that failed, and wait for their next attempt.
+        quota_use: The share of the fullest rate limit that is in use, 0 to 1 or a little more; `None` if none is known.
+        quota_s: Seconds until that limit has a unit to give, or until a cool-down of all keys is over; 0 for now,
+            `None` if neither is known.
+        breaker_s: Seconds until an open circuit breaker, of any model, lets requests try the service again, 0 while
+            they do; `None` if all are closed.
+        network: Why the API can't be reached; `None` once it has answered again.
+    """
+
+    in_line: int = 0
+    retrying: int = 0
+    quota_use: float | None = None
+    quota_s: float | None = None
+    breaker_s: float | None = None
+    network: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        admission: AdmitStatistics,
+        retry: RetryStatistics,
+        breaker: CircuitBreakerStatistics,
+        attempts: MeterStatistics,
+        *,
+        now: float,
+    ) -> Waits:
+        """Read it off what a client's guards count.
+
+        Args:
+            admission: Of the line.
+            retry: Of the retries.
+            breaker: Of the circuit breakers.
+            attempts: Of the meter.
+            now: Time of the event loop.
+        """
+        open_s = [max((one.open_until or now) - now, 0.0) for one in breaker.classes.values() if one.state != "closed"]
+        return cls(
+            in_line=sum(admission.waiting.values()),
+            retrying=retry.delayed,
+            quota_use=_quota_use(admission),
+            quota_s=_quota_s(admission),
+            breaker_s=max(open_s, default=None),
+            network=attempts.network,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +104,7 @@ class Progress:
         output_tokens: Of the answers.
         cost_usd: Of the answers; without those of models that have no known price.
         expected_cost_usd: Of this run as a whole, if the rest costs as much; `None` if that can't be told.
-        quota_use: The share of the fullest rate limit that is in use, 0 to 1 or a little more; `None` if none is known.
+        waits: What it waits for, as far as a client tells.
         elapsed_s: Since the start.
         rate_per_s: Items finished in each second of this run.
         left_s: Until the end, at this rate; `None` if that can't be told.
@@ -64,10 +121,10 @@ class Progress:
     output_tokens: int
     cost_usd: Decimal
     expected_cost_usd: Decimal | None
-    quota_use: float | None
     elapsed_s: float
     rate_per_s: float
     left_s: float | None
+    waits: Waits = field(default_factory=Waits)
     ended: bool = False
 
     @property
@@ -94,7 +151,7 @@ class Tally:
 
     Args:
         total: Items in all, if that is known.
-        quota_use: Tells the share of the fullest rate limit that is in use.
+        waits: Tells what requests wait for, given the time of the event loop.
 
     Attributes:
         resumed: Items that an earlier run had finished.
@@ -110,11 +167,12 @@ class Tally:
         (1, 0.5, 2.0)
     """
 
-    def __init__(self, *, total: int | None, quota_use: Callable[[], float | None] | None = None) -> None:
+    def __init__(self, *, total: int | None, waits: Callable[[float], Waits] | None = None) -> None:
         self._total = total
         self._now: Callable[[], float] = float
         self._begun_at = 0.0
-        self._quota_use = quota_use
+        self._waits = waits
+        self._begun = False
         self.resumed = 0
         self._started = self._answered = self._failed = self._retried = 0
         self._input_tokens = self._output_tokens = 0
@@ -125,7 +183,7 @@ class Tally:
 
     def begin(self, now: Callable[[], float]) -> None:
         """Start the clock, which may be asked outside an event loop too."""
-        self._now, self._begun_at = now, now()
+        self._now, self._begun_at, self._begun = now, now(), True
 
     def start(self) -> None:
         """Count an item that is being asked."""
@@ -144,7 +202,8 @@ class Tally:
 
     def snapshot(self) -> Progress:
         """Return the counts as they stand."""
-        finished, elapsed_s = self._answered + self._failed, max(self._now() - self._begun_at, 0.0)
+        now = self._now()
+        finished, elapsed_s = self._answered + self._failed, max(now - self._begun_at, 0.0)
         rate = finished / elapsed_s if elapsed_s else 0.0
         cost_usd = self._spent.priced_usd
         left = None if self._total is None else max(self._total - finished - self.resumed, 0)
@@ -159,10 +218,10 @@ class Tally:
             output_tokens=self._output_tokens,
             cost_usd=cost_usd,
             expected_cost_usd=None if left is None or not finished else cost_usd * (finished + left) / finished,
-            quota_use=None if self._quota_use is None else self._quota_use(),
             elapsed_s=elapsed_s,
             rate_per_s=rate,
             left_s=left / rate if left is not None and rate else None,
+            waits=Waits() if self._waits is None or not self._begun else self._waits(now),
         )
 
 
@@ -202,7 +261,7 @@ class ProgressReporter:
 
     def end(self) -> None:
         """Tell them how it ended; only the first call has an effect."""
-        if not self._ended:
+        if self.tells and not self._ended:
             self._ended = True
             snapshot = replace(self._snapshot(), ended=True)
             for sink, _ in self._sinks:
@@ -216,13 +275,31 @@ def _tell(sink: OnProgress, snapshot: Progress) -> None:
         _logger.error("on_progress raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show content
 
 
-def quota_use(statistics: AdmitStatistics) -> float | None:
+def _quota_use(statistics: AdmitStatistics) -> float | None:
     """Return the share of the fullest bucket that is in use, 0 if all is there, 1 if nothing is; `None` without any."""
-    used = [
-        1 - bucket.available / bucket.capacity
+    bucket = _fullest(statistics)
+    return None if bucket is None else _use(bucket)
+
+
+def _quota_s(statistics: AdmitStatistics) -> float | None:
+    """Return the seconds until the fullest bucket has one unit, or one of the keys, all of which cool down, is back."""
+    bucket = _fullest(statistics)
+    refilled_s = None if bucket is None else max(1 - bucket.available, 0.0) * 60 / bucket.per_minute
+    if any(key.state != "cooling" for key in statistics.keys):
+        return refilled_s
+    return max(refilled_s or 0.0, min((key.again_in_s for key in statistics.keys), default=0.0))
+
+
+def _fullest(statistics: AdmitStatistics) -> BucketStatistics | None:
+    buckets = (
+        bucket
         for classes in statistics.quotas.values()
         for buckets in classes.values()
         for bucket in buckets.values()
         if bucket.capacity and math.isfinite(bucket.capacity)
-    ]
-    return max(used, default=None)
+    )
+    return max(buckets, key=_use, default=None)
+
+
+def _use(bucket: BucketStatistics) -> float:
+    return 1 - bucket.available / bucket.capacity

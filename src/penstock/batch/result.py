@@ -2,16 +2,19 @@
 
 The rule here: a failure is a result like any other, and both write out as the lines of a Message Batches result file,
 and read back from them.
+
+There is one class of results. Type checkers are told of two below it, so that asking whether a result is ok tells them
+what it has: `Result` is either of them, and what a run gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, cast
 
 import anthropic
-from anthropic.types import Message
+from anthropic.types import Message, TextBlock
 
 from penstock._core.failure import failure_of_error_event, failure_of_exception
 from penstock.errors import (
@@ -30,8 +33,18 @@ from penstock.errors import (
 
 if TYPE_CHECKING:
     from decimal import Decimal
+    from typing import Literal
 
-__all__ = ["DeadLetter", "FanOutResult", "is_account_refused", "is_mendable", "reason_of"]
+    from typing_extensions import TypeVar
+
+    # The default is for those who name the class alone. Only checkers know defaults before Python 3.13.
+    Model_co = TypeVar("Model_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    Model_co = TypeVar("Model_co", covariant=True)
+
+__all__ = ["DeadLetter", "FanOutResult", "Result", "is_account_refused", "is_mendable", "reason_of", "texts_of"]
 
 _Fields: TypeAlias = Mapping[str, Any]
 
@@ -97,15 +110,15 @@ def reason_of(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FanOutResult:
-    """One item's answer, or why there is none.
+class FanOutResult(Generic[Model_co]):
+    """One item's answer, or why there is none; of a `FanOutResult[City]`, `parsed` is a `City`.
 
     Attributes:
         custom_id: Of the request; the index for plain prompts.
         index: Place in the input, from 0.
         message: The answer; `None` if there is none.
         error: Why it failed; `None` if it didn't.
-        parsed: What `output_format` makes of the answer.
+        parsed: What `output_format` makes of the answer; `None` without one, and where it failed.
         attempts: Requests sent or tried for it; `None` where nobody counted, as with an ungoverned client.
         latency_s: From start to end, waits and all attempts included; `None` if it was never asked.
         queued_s: The part of it that was spent in line; `None` as for `attempts`.
@@ -121,7 +134,7 @@ class FanOutResult:
     index: int
     message: Message | None = None
     error: Exception | None = None
-    parsed: Any = None
+    parsed: Model_co | None = None
     attempts: int | None = None
     latency_s: float | None = None
     queued_s: float | None = None
@@ -132,6 +145,11 @@ class FanOutResult:
     def ok(self) -> bool:
         """Whether there is an answer, and nothing wrong with it."""
         return self.message is not None and self.error is None
+
+    @property
+    def text(self) -> str:
+        """The answer's text, all blocks of it; empty if there is none."""
+        return "" if self.message is None else "".join(texts_of(self.message))
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -190,6 +208,27 @@ class FanOutResult:
         )
 
 
+if TYPE_CHECKING:
+
+    class _Answered(FanOutResult[Model_co]):
+        message: Message
+        error: None
+        parsed: Model_co
+
+        @property
+        def ok(self) -> Literal[True]: ...
+
+    class _Failed(FanOutResult[Model_co]):
+        error: Exception
+
+        @property
+        def ok(self) -> Literal[False]: ...
+
+    Result: TypeAlias = _Answered[Model_co] | _Failed[Model_co]
+else:
+    Result = FanOutResult
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """An item that failed for good, as a journal tells it.
@@ -203,6 +242,22 @@ class DeadLetter:
     custom_id: str
     error: Exception
     params: Mapping[str, Any] | None
+
+
+def texts_of(message: Message) -> Iterator[str]:
+    """Give the texts of a message, block by block; what a later API or a compatible server puts among them is left out.
+
+    Example:
+        >>> list(texts_of(Message.construct(content=[{"type": "text", "text": "Hi"}, {"type": "of_tomorrow"}])))
+        ['Hi']
+    """
+    # What a journal holds, and what a compatible server sends, is not validated.
+    content = cast("object", message.content)
+    for block in cast("list[object]", content) if isinstance(content, list) else []:
+        if isinstance(block, TextBlock):
+            kind, text = cast("tuple[object, object]", (block.type, block.text))
+            if kind == "text" and isinstance(text, str):
+                yield text
 
 
 def _outcome(result: _Fields, told: _Fields) -> tuple[Message | None, ItemFailed | None]:

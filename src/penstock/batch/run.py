@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sized
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protocol, Self, cast, get_args
 
 import anyio
 from anthropic.resources.messages import AsyncMessages
@@ -35,11 +35,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from types import TracebackType
 
+    from typing_extensions import TypeVar
+
     from penstock.batch.intake import Ready
     from penstock.batch.items import Request
-    from penstock.batch.progress import OnProgress, Progress
+    from penstock.batch.progress import OnProgress, Progress, Waits
+    from penstock.batch.result import Result
 
-__all__ = ["KNOWN_PARAMS", "Engine", "Order", "Run", "RunOptions", "Work", "first_of"]
+    # What a run's `output_format` makes of answers: nothing, where there is none. Only checkers know the default.
+    Model = TypeVar("Model", default=None)
+else:
+    from typing import TypeVar
+
+    Model = TypeVar("Model")
+
+__all__ = ["KNOWN_PARAMS", "Engine", "Model", "Order", "Run", "RunOptions", "Work", "first_of"]
 
 Order = Literal["completed", "input"]
 
@@ -70,7 +80,7 @@ class RunOptions:
     progress: bool = False
     on_progress: OnProgress | None = None
     total: int | None = None
-    quota_use: Callable[[], float | None] | None = None
+    waits: Callable[[float], Waits] | None = None
 
     def __post_init__(self) -> None:
         if self.params.get("stream"):
@@ -133,7 +143,7 @@ class Work:
             replay=options.replay,
         )
         total = len(requests) if options.total is None and isinstance(requests, Sized) else options.total
-        self.tally = Tally(total=total, quota_use=options.quota_use)
+        self.tally = Tally(total=total, waits=options.waits)
         self.room = asyncio.Semaphore(room)
         self.journal: Journal | None = None
         self.results: HandOver[FanOutResult] = HandOver()
@@ -200,7 +210,7 @@ class Work:
         return self.tally.snapshot()
 
 
-class Run:
+class Run(Generic[Model]):
     """Many requests: `async with` it, iterate over it, leave early as you like.
 
     Args:
@@ -282,7 +292,7 @@ class Run:
         """Results as they come."""
         return self
 
-    async def __anext__(self) -> FanOutResult:
+    async def __anext__(self) -> Result[Model]:
         """Wait for the next result; one that somebody stopped waiting for is given to whoever waits next.
 
         Raises:
@@ -300,7 +310,7 @@ class Run:
             self._taken += 1
             self._work.room.release()
             self._limit.count(result)
-            return result
+            return cast("Result[Model]", result)
         error, self._error = self._error, None
         try:
             # Raised out here, so that the input's error keeps its own cause and context.

@@ -6,19 +6,23 @@ ended, and however many there are, the totals take the same memory.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anthropic
+import httpx2
 
 from penstock._core.attempt import open_attempt
 from penstock._core.durations import Durations, DurationStatistics
+from penstock._core.failure import FailureKind, failure_of_exception
 from penstock._core.kind import RequestKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from anthropic import APIRequest
 
@@ -72,10 +76,18 @@ class ModelStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterStatistics:
-    """What all attempts came to, together and by model; models beyond the first 100 are together under `other`."""
+    """What all attempts came to, together and by model; models beyond the first 100 are together under `other`.
+
+    Attributes:
+        total: All attempts.
+        models: By model.
+        network: Why the API can't be reached, by the last attempt that found no way to it or no answer; `None` once
+            there was an answer again.
+    """
 
     total: ModelStatistics
     models: Mapping[str, ModelStatistics]
+    network: str | None
 
 
 class _Totals:
@@ -150,6 +162,7 @@ class Meter(anthropic.Middleware):
 
     def __init__(self) -> None:
         self._models: dict[str, _Totals] = {}
+        self._network: str | None = None
 
     def __repr__(self) -> str:
         attempts = sum(totals.attempts for totals in self._models.values())
@@ -161,7 +174,7 @@ class Meter(anthropic.Middleware):
         for totals in self._models.values():
             total.include(totals)
         models = {model: totals.statistics() for model, totals in self._models.items()}
-        return MeterStatistics(total=total.statistics(), models=models)
+        return MeterStatistics(total=total.statistics(), models=models, network=self._network)
 
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on, and add its attempt to the sums when it has ended."""
@@ -169,7 +182,13 @@ class Meter(anthropic.Middleware):
             if attempt.call.kind is RequestKind.MESSAGES:
                 self._measure(attempt)
             attempt.sent = True
-            return await attempt.hand_on(request, call_next)
+            try:
+                response = await attempt.hand_on(request, call_next)
+            except Exception as error:
+                self._network = _network_failure(error) or self._network
+                raise
+            self._network = None
+            return response
 
     def _measure(self, attempt: Attempt) -> None:
         attempt.push(partial(self._add, attempt.call.model, attempt.call.clock()))
@@ -184,3 +203,38 @@ class Meter(anthropic.Middleware):
             name = model if len(self._models) < _MOST_MODELS else _OTHER
             totals = self._models.setdefault(name, _Totals())
         return totals
+
+
+def _network_failure(error: Exception) -> str | None:
+    """Return how the network failed, in words of ours and the system's: those of a library may hold anything."""
+    failure = failure_of_exception(error)
+    if failure.kind is not FailureKind.CONNECTION and failure.kind is not FailureKind.TIMEOUT:
+        return None
+    below = list(_causes(error))
+    host = next((host for each in below if (host := _host_of(each))), "the API")
+    if failure.kind is FailureKind.TIMEOUT:
+        return f"{host} doesn't answer in time" if failure.sent else f"can't reach {host}: timed out"
+    why = next((why for each in reversed(below) if (why := _reason_of(each))), "the connection failed")
+    return f"the connection to {host} was lost" if failure.sent else f"can't reach {host}: {why}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _host_of(error: BaseException) -> str | None:
+    try:
+        return error.request.url.host if isinstance(error, httpx2.RequestError) else None
+    except RuntimeError:
+        # Nobody has told it which request it is about.
+        return None
+
+
+def _reason_of(error: BaseException) -> str | None:
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    # Names that aren't found have numbers of their own, and words that name nothing.
+    words = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    return None if words is None else words.lower()

@@ -533,6 +533,7 @@ async def test_a_rate_limited_quota_cools_and_another_takes_over(virtual_time: V
     (cooled,) = site.seen(QuotaCooled)
     assert (cooled.quota, cooled.model_class, cooled.seconds) == ("org-a", POOL, 30)
     assert [key.state for key in site.admit.statistics().keys] == ["cooling", "ok"]
+    assert [key.again_in_s for key in site.admit.statistics().keys] == [pytest.approx(30, abs=0.1), 0]
     for _ in range(4):
         await site.claude.messages.create(**ask())
     assert {entry.key for entry in simulator.journal[1:]} == {"sk-b"}

@@ -7,6 +7,7 @@ import math
 import random
 import weakref
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import anthropic
@@ -337,7 +338,7 @@ def test_it_shows_its_state() -> None:
     retry = Retry(RetryOptions(max_attempts=3, quota=100))
 
     assert repr(retry) == "<Retry up to 3 attempts, 0 retries, <RetryQuota 100 of 100, 0 waiting>>"
-    assert retry.statistics() == RetryStatistics(quota=100, capacity=100, waiting=0, retries=0, exhausted=0)
+    assert retry.statistics() == RetryStatistics(quota=100, capacity=100, waiting=0, delayed=0, retries=0, exhausted=0)
 
 
 # The course: when the next attempt follows.
@@ -499,7 +500,7 @@ async def test_refusals_of_other_guards_are_final_and_free(error: PenstockError)
 
     assert raised.value is error
     assert not server.requests
-    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, retries=0, exhausted=0)
+    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, delayed=0, retries=0, exhausted=0)
 
 
 async def test_a_retry_that_is_refused_costs_nothing_and_says_what_came_before() -> None:
@@ -914,6 +915,21 @@ async def test_an_item_waits_in_line_no_longer_than_its_deadline(virtual_time: V
     assert retry.statistics().waiting == 0
 
 
+async def test_calls_that_wait_for_their_next_attempt_are_counted(virtual_time: VirtualTime) -> None:
+    """From the failure to the next attempt, whether it is made or cancelled."""
+    retry = retry_of()
+    sdk = Server(status(500, retry_after="60"), plain).client(retry)
+    async with anyio.create_task_group() as group:
+        group.start_soon(partial(sdk.messages.create, **ASK))
+        await anyio.sleep(30)
+        assert retry.statistics().delayed == 1
+    assert retry.statistics().delayed == 0
+
+    with anyio.move_on_after(30):
+        await Server(status(500, retry_after="60")).client(retry).messages.create(**ASK)
+    assert retry.statistics().delayed == 0
+
+
 async def test_a_retry_cancelled_in_its_wait_gives_back_what_it_paid() -> None:
     """A retry that is never made costs nothing."""
     retry = retry_of()
@@ -921,7 +937,7 @@ async def test_a_retry_cancelled_in_its_wait_gives_back_what_it_paid() -> None:
     with anyio.move_on_after(5):
         await Server(status(429, retry_after="60")).client(retry).messages.create(**ASK)
 
-    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, retries=0, exhausted=0)
+    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, delayed=0, retries=0, exhausted=0)
 
 
 async def test_items_of_a_fan_out_wait_for_the_circuit_breaker() -> None:
@@ -936,7 +952,7 @@ async def test_items_of_a_fan_out_wait_for_the_circuit_breaker() -> None:
     assert server.times[1] - server.times[0] >= 100
     assert watches.calls_attempts == [1, 2]
     assert [event.reason for event in events if isinstance(event, RetryScheduled)] == ["server"] + ["circuit_open"] * 5
-    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, retries=1, exhausted=0)
+    assert retry.statistics() == RetryStatistics(quota=500, capacity=500, waiting=0, delayed=0, retries=1, exhausted=0)
 
 
 async def test_items_of_a_fan_out_do_not_wait_for_other_refusals() -> None:

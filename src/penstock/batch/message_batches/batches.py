@@ -7,20 +7,20 @@ which they come.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from penstock._core.chance import CHANCE
 from penstock.batch.message_batches.engine import Batches
 from penstock.batch.message_batches.plan import MOST_BYTES, MOST_REQUESTS, Plan
 from penstock.batch.message_batches.requests import BatchIntake
-from penstock.batch.run import Run, RunOptions, first_of
+from penstock.batch.run import Model, Run, RunOptions, first_of
 
 if TYPE_CHECKING:
     import os
     import random
     from collections.abc import AsyncIterable, Iterable
 
-    from anthropic import AsyncAnthropic
+    from anthropic import AsyncAnthropic, NotGiven, Omit
 
     from penstock._core.params import ItemParams
     from penstock.batch.items import Request
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MessageBatches"]
 
 
-class MessageBatches(Run):
+class MessageBatches(Run[Model]):
     """Runs requests through message batches: `async with` it, iterate over it.
 
     Args:
@@ -88,7 +88,7 @@ class MessageBatches(Run):
         retry_failed: bool = False,
         replay: bool = False,
         keep_params: bool = False,
-        output_format: Any = None,
+        output_format: type[Model] | Omit | NotGiven | None = None,
         batch_size: int = MOST_REQUESTS,
         batch_bytes: int = MOST_BYTES,
         max_attempts: int = 3,

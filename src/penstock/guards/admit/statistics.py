@@ -26,7 +26,7 @@ class KeyStatistics:
         name: `key-` and 8 hex digits of its SHA-256; `sdk` for credentials that an SDK client brought.
         quota: The quota that it spends from.
         state: `ok`, `cooling` (some model class of its quota) or `quarantined`.
-        again_in_s: Seconds until a quarantined key is probed; 0 for others.
+        again_in_s: Seconds until a quarantined key is probed, or a cooling one may be used again; 0 for others.
         in_flight: Requests under way with it.
     """
 
@@ -39,13 +39,13 @@ class KeyStatistics:
     @classmethod
     def of(cls, key: Key, *, now: float) -> KeyStatistics:
         """Look at a key."""
-        cooling = any(allowance.cooling_until > now for allowance in key.quota.classes.values())
-        state = "quarantined" if key.quarantined else "cooling" if cooling else "ok"
+        cooling_s = max((allowance.cooling_until - now for allowance in key.quota.classes.values()), default=0.0)
+        state = "quarantined" if key.quarantined else "cooling" if cooling_s > 0 else "ok"
         return cls(
             name=key.name,
             quota=key.quota.name,
             state=state,
-            again_in_s=key.again_in_s(now=now),
+            again_in_s=max(cooling_s, 0.0) if state == "cooling" else key.again_in_s(now=now),
             in_flight=key.in_flight,
         )
 

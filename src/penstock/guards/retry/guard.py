@@ -49,6 +49,7 @@ class RetryStatistics:
         quota: What is left of it.
         capacity: What it holds when full.
         waiting: Items of fan-outs that wait for it now.
+        delayed: Calls that failed and wait for their next attempt, those among them.
         retries: Retries made so far.
         exhausted: How often it had nothing left for a retry.
     """
@@ -56,6 +57,7 @@ class RetryStatistics:
     quota: int
     capacity: int
     waiting: int
+    delayed: int
     retries: int
     exhausted: int
 
@@ -99,6 +101,7 @@ class Retry(anthropic.Middleware):
         self._rng = CHANCE if rng is None else rng
         self._quota = _quota_of(self._options)
         self._retries = 0
+        self._delayed = 0
 
     def __repr__(self) -> str:
         return f"<Retry up to {self._options.max_attempts} attempts, {self._retries} retries, {self._quota!r}>"
@@ -110,6 +113,7 @@ class Retry(anthropic.Middleware):
             quota=quota.left,
             capacity=quota.capacity,
             waiting=quota.waiting,
+            delayed=self._delayed,
             retries=self._retries,
             exhausted=quota.exhausted,
         )
@@ -167,6 +171,7 @@ class Retry(anthropic.Middleware):
         following = charge.unpaid() if step.free else None
         if following is None and not course.patient and (following := self._quota.take(failure)) is None:
             return Stop("the retry quota is empty")
+        self._delayed += 1
         try:
             await outcome.discard()
             if following is None:
@@ -178,6 +183,8 @@ class Retry(anthropic.Middleware):
             if following is not None:
                 self._quota.undo(following)
             raise
+        finally:
+            self._delayed -= 1
         if step.free:
             # Nothing was sent, so it was no attempt.
             outcome.attempt.call.attempts -= 1
