@@ -142,7 +142,7 @@ class Verbs(ABC):
         "model", "max_tokens", "max_iterations", "system", "token_budget",
         when_open=False,
     )  # fmt: skip
-    batch = verb(batch.MessageBatches, "model", "max_tokens", "concurrency")
+    batch = verb(batch.MessageBatches, "model", "max_tokens", "concurrency", "waits")
 
     def cost(self, message: Message | BetaMessage) -> Decimal:
         """Return what a message cost, in USD, cache and server tools included.

@@ -18,14 +18,14 @@ from penstock.batch.run import Model, Run, RunOptions, first_of
 if TYPE_CHECKING:
     import os
     import random
-    from collections.abc import AsyncIterable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable
 
     from anthropic import AsyncAnthropic, NotGiven, Omit
 
     from penstock._core.params import ItemParams
     from penstock.batch.items import Request
     from penstock.batch.journal import Journal
-    from penstock.batch.progress import OnProgress
+    from penstock.batch.progress import OnProgress, Waits
 
 __all__ = ["MessageBatches"]
 
@@ -55,6 +55,8 @@ class MessageBatches(Run[Model]):
         progress: Show progress on the standard error: a bar in a terminal, else a line every five seconds.
         on_progress: Told how far it is, with a `Progress`, every second and at the end.
         total: Items in all, where `requests` doesn't tell by its length.
+        waits: Tells what requests wait for, for the progress, given the time of the event loop; as a verb of a client,
+            what its guards know.
         rng: Source of jitter.
         **params: Of `messages.create`, for every item; an item's own `params` win. As a verb of a client, `model` and
             `max_tokens` are its settings by default.
@@ -99,6 +101,7 @@ class MessageBatches(Run[Model]):
         progress: bool = False,
         on_progress: OnProgress | None = None,
         total: int | None = None,
+        waits: Callable[[float], Waits] | None = None,
         rng: random.Random | None = None,
         **params: Unpack[ItemParams],
     ) -> None:
@@ -111,6 +114,7 @@ class MessageBatches(Run[Model]):
             progress=progress,
             on_progress=on_progress,
             total=total,
+            waits=waits,
             params=params,
         )
         plan = Plan(
