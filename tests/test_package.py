@@ -99,18 +99,16 @@ def test_dir_lists_what_is_public_and_nothing_else() -> None:
     [
         ("import penstock; penstock.Clinet", "Client"),
         ("import penstock; penstock.streeming", "streaming"),
-        pytest.param(
-            "from penstock import Clinet",
-            "Client",
-            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="hints for imports are new in Python 3.12"),
-        ),
+        ("from penstock import Clinet", "Client"),
     ],
 )
 def test_a_misspelt_name_is_an_error_that_says_what_is_meant(line: str, meant: str) -> None:
     """An `AttributeError` or an `ImportError`, to which Python adds the name that is nearest."""
     with pytest.raises((AttributeError, ImportError)) as error:
         exec(line, {})
-    assert f"Did you mean: '{meant}'?" in "".join(traceback.format_exception(error.value))
+    # Before, hints are made where the interpreter prints an error that nobody caught, and for attributes only.
+    if sys.version_info >= (3, 12):
+        assert f"Did you mean: '{meant}'?" in "".join(traceback.format_exception(error.value))
 
 
 def test_public_names_exist_and_are_documented() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import anthropic
 import anyio
-import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from penstock import ContextOverflow, Conversation, InvalidStream, StreamInterrupted
 from penstock.messages.blocks import CONTINUE
 from penstock.simulator import Simulator
-from penstock.testing import VirtualLoop
+from penstock.testing import ScriptedTransport, VirtualLoop
 
 MODEL = "claude-sonnet-5-5"
 TOOL = {"name": "search", "input_schema": {"type": "object"}}
@@ -35,15 +34,12 @@ def shape(messages: Any) -> list[Message]:
     ]
 
 
-class ByModel(httpx2.AsyncBaseTransport):
+def by_model(main: Simulator, summaries: Simulator) -> ScriptedTransport:
     """Sends summaries elsewhere, so that they take no reply and no fault that is meant for the conversation."""
-
-    def __init__(self, main: Simulator, summaries: Simulator) -> None:
-        self.main, self.summaries = main.transport(), summaries.transport()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        of_summary = b'"claude-haiku-5-5"' in request.content
-        return await (self.summaries if of_summary else self.main).handle_async_request(request)
+    one, other = main.transport(), summaries.transport()
+    return ScriptedTransport(
+        lambda request: (other if b'"claude-haiku-5-5"' in request.content else one).handle_async_request(request)
+    )
 
 
 class Sessions(RuleBasedStateMachine):
@@ -56,7 +52,7 @@ class Sessions(RuleBasedStateMachine):
         self.runner = VirtualLoop()
         self.simulator = Simulator(thinking=True, tokens_per_s=100, output_tokens=60)
         self.summaries = Simulator(output_tokens=60)
-        transport = ByModel(self.simulator, self.summaries)
+        transport = by_model(self.simulator, self.summaries)
         client = anthropic.DefaultAsyncHttpxClient(transport=transport)
         self.sdk = self.simulator.client(max_retries=0, http_client=client)
         self.said: dict[str, list[Message]] = {}

@@ -17,6 +17,7 @@ from penstock.conversation import window
 from penstock.conversation.window import TokenEstimate, asked, context_tokens
 from penstock.messages.blocks import Turn
 from penstock.simulator import Simulator
+from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -388,15 +389,11 @@ async def test_what_the_api_leaves_out_is_the_tables() -> None:
     assert (found.window_tokens, found.compacts) == (5000, False)
 
 
-class Gateway(httpx2.AsyncBaseTransport):
+def gateway(kind: str, body: bytes) -> ScriptedTransport:
     """Something between that answers for the API, with anything."""
-
-    def __init__(self, kind: str, body: bytes) -> None:
-        self.kind, self.body = kind, body
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        await anyio.lowlevel.checkpoint()
-        return httpx2.Response(200, headers={"content-type": self.kind}, content=self.body, request=request)
+    return ScriptedTransport(
+        lambda request: httpx2.Response(200, headers={"content-type": kind}, content=body, request=request)
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,7 +409,7 @@ class Gateway(httpx2.AsyncBaseTransport):
 )
 async def test_what_is_no_answer_is_answered_by_the_table(kind: str, body: bytes) -> None:
     """A gateway that knows no list of models says all kinds of things."""
-    client = anthropic.DefaultAsyncHttpxClient(transport=Gateway(kind, body))
+    client = anthropic.DefaultAsyncHttpxClient(transport=gateway(kind, body))
     url = f"https://{next(numbers)}.invalid"
     async with anthropic.AsyncAnthropic(api_key="x", base_url=url, http_client=client, max_retries=0) as sdk:
         assert await asked(sdk, MODEL) == known(MODEL)

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import anthropic
 import anyio
-import httpx2
 from anthropic.types import TextBlock, ToolUseBlock
 
 from penstock import Client, Conversation, SystemPrompt, ToolLoopLimit
 from penstock.simulator import Simulator
+from penstock.testing import ScriptedTransport
 
 HERE: Final = Path(__file__).parent
 MODEL: Final = "claude-sonnet-5-5"
@@ -49,20 +49,12 @@ async def get_weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-class Recorder(httpx2.AsyncBaseTransport):
-    """Hands requests to a simulator, and keeps their bodies."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self.bodies: list[str] = []
-        self._client: Any = simulator.client()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.bodies.append((await request.aread()).decode())
-        sent: httpx2.Response = await self._client._client._transport.handle_async_request(request)
-        return sent
+def recorded(simulator: Simulator) -> ScriptedTransport:
+    """Hands requests to a simulator, and keeps them."""
+    return ScriptedTransport(simulator.transport().handle_async_request)
 
 
-def sdk_of(recorder: Recorder) -> anthropic.AsyncAnthropic:
+def sdk_of(recorder: ScriptedTransport) -> anthropic.AsyncAnthropic:
     """A client of the recorder."""
     http = anthropic.DefaultAsyncHttpxClient(transport=recorder)
     return anthropic.AsyncAnthropic(api_key="key", base_url="http://api.invalid", max_retries=0, http_client=http)
@@ -188,18 +180,18 @@ SCENARIOS: Final = [
 async def bodies(scenario: Any) -> list[str]:
     """What it sends."""
     simulator = Simulator()
-    recorder = Recorder(simulator)
+    recorder = recorded(simulator)
     async with sdk_of(recorder) as sdk:
         await scenario(sdk, simulator)
     assert all(entry.status == 200 for entry in simulator.journal), [entry.status for entry in simulator.journal]
-    return recorder.bodies
+    return [request.content.decode() for request in recorder.requests]
 
 
 async def save() -> str:
     """A conversation with all that can be saved."""
     simulator = Simulator()
     simulator.reply([THOUGHT, TEXT, CALL])
-    async with sdk_of(Recorder(simulator)) as sdk:
+    async with sdk_of(recorded(simulator)) as sdk:
         system = SystemPrompt("You are terse.", name="s", version="1")
         chat = Conversation(sdk, model=MODEL, system=system, tools=[ENTRY], id="s1", token_budget=50_000,
                             cost_budget_usd=1, thinking={"type": "adaptive"})  # fmt: skip
@@ -213,7 +205,7 @@ async def write_journal(path: Path) -> None:
     simulator = Simulator()
     prompts = ["One", "Two", "Three"]
     async with (
-        sdk_of(Recorder(simulator)) as sdk,
+        sdk_of(recorded(simulator)) as sdk,
         Client(sdk=sdk) as claude,
         claude.fan_out(prompts, model=MODEL, max_tokens=50, journal=path, concurrency=1) as results,
     ):

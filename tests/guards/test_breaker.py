@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from penstock.errors import CircuitOpen, QueueFull
 from penstock.events import BreakerChanged, Event, Observers
 from penstock.guards.breaker import Breaker, BreakerOptions, CircuitBreaker, Passage
+from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
     from penstock.testing.plugin import VirtualTime
@@ -282,14 +283,20 @@ def test_options_and_fields_together_are_refused() -> None:
 # The guard, in a client of the SDK whose service is a function.
 
 
-class Service(httpx2.AsyncBaseTransport):
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-        self.seen = 0
+class Service(ScriptedTransport):
+    """A service that is a function, which may change."""
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.seen += 1
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(self._answered)
+        self.answer = answer
+        self.before = 0
+
+    async def _answered(self, request: httpx2.Request) -> httpx2.Response:
         return await self.answer(request)
+
+    @property
+    def seen(self) -> int:
+        return len(self.requests) - self.before
 
 
 class Events(httpx2.AsyncByteStream):
@@ -364,7 +371,7 @@ async def half_open(answer: Answer, *inner: anthropic.Middleware, probes: int = 
     await rig.fail(2)
     await anyio.sleep(30)
     rig.service.answer = answer
-    rig.service.seen = 0
+    rig.service.before = len(rig.service.requests)
     return rig
 
 

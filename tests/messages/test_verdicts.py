@@ -11,7 +11,6 @@ import math
 from typing import Any, Final
 
 import anthropic
-import httpx2
 import pytest
 from anthropic.types import CitationCharLocation, Message, TextBlock, ThinkingBlock, ToolUseBlock
 from anthropic.types.beta import BetaCompactionBlock, BetaMessage, BetaTextBlock
@@ -19,6 +18,7 @@ from anthropic.types.beta import BetaCompactionBlock, BetaMessage, BetaTextBlock
 from penstock import Conversation, InvalidHistory
 from penstock.messages.history import open_calls
 from penstock.simulator import Simulator
+from penstock.testing import ScriptedTransport
 from penstock.tools.transcript import Transcript
 
 MODEL: Final = "claude-sonnet-5-5"
@@ -286,23 +286,10 @@ NOT_LOOKED_AT: Final = {
 }
 
 
-class Recorder(httpx2.AsyncBaseTransport):
-    """Hands requests to a simulator; keeps the messages of the last."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self.messages: Any = None
-        self._client: Any = simulator.client()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.messages = json.loads(await request.aread())["messages"]
-        sent: httpx2.Response = await self._client._client._transport.handle_async_request(request)
-        return sent
-
-
 async def accepted(messages: Any) -> Any:
     """What the simulated API was sent, which it took."""
     simulator = Simulator()
-    recorder = Recorder(simulator)
+    recorder = ScriptedTransport(simulator.transport().handle_async_request)
     http = anthropic.DefaultAsyncHttpxClient(transport=recorder)
     async with anthropic.AsyncAnthropic(
         api_key="k", base_url="http://a.invalid", http_client=http, max_retries=0
@@ -314,7 +301,7 @@ async def accepted(messages: Any) -> Any:
             thinking={"type": "adaptive"},
             extra_headers={"anthropic-beta": "compact-2026-01-12"},
         )
-    return recorder.messages
+    return json.loads(recorder.requests[-1].content)["messages"]
 
 
 def saved_as(turns: list[Any]) -> str:

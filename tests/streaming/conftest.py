@@ -11,6 +11,8 @@ import httpx2
 import pytest
 from anthropic import AsyncAnthropic
 
+from penstock.testing import ScriptedTransport
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
@@ -160,17 +162,20 @@ class Body(httpx2.AsyncByteStream):
         self.closed = True
 
 
-class Canned(httpx2.AsyncBaseTransport):
+class Canned(ScriptedTransport):
     """Answers every request with the same body; keeps what was asked."""
 
     def __init__(self, parts: Sequence[Part], headers: dict[str, str]) -> None:
+        super().__init__(self._answer)
         self.parts = parts
         self.headers = headers
         self.bodies: list[Body] = []
-        self.asked: list[tuple[str, dict[str, Any], httpx2.Headers]] = []
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.asked.append((request.url.path, json.loads(request.content), request.headers))
+    @property
+    def asked(self) -> list[tuple[str, dict[str, Any], httpx2.Headers]]:
+        return [(request.url.path, json.loads(request.content), request.headers) for request in self.requests]
+
+    def _answer(self, _: httpx2.Request) -> httpx2.Response:
         self.bodies.append(Body(self.parts))
         return httpx2.Response(200, headers=self.headers, stream=self.bodies[-1])
 

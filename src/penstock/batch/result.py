@@ -130,6 +130,12 @@ class FanOutResult(Generic[Model_co]):
         'errored'
     """
 
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, _: object) -> type:
+            """It is one class when it is run: an alias would set an attribute of what it makes, which is frozen."""
+            return cls
+
     custom_id: str
     index: int
     message: Message | None = None

@@ -37,7 +37,7 @@ from penstock._core.failure import FailureKind
 from penstock._core.usage import Usage
 from penstock.errors import ClientClosed, InvalidStream, QueueFull, ResponseTooLarge
 from penstock.events import Observers
-from penstock.testing import Cancelled, VirtualLoop, cancel_at_every_await
+from penstock.testing import Cancelled, ScriptedTransport, VirtualLoop, cancel_at_every_await
 from penstock.testing.cancellation import How
 
 if TYPE_CHECKING:
@@ -186,15 +186,10 @@ async def answered(
     return exchange
 
 
-class Server(httpx2.AsyncBaseTransport):
+def server(source: Source, **headers: str) -> ScriptedTransport:
     """Answers every request with one body."""
-
-    def __init__(self, source: Source, **headers: str) -> None:
-        self.source = source
-        self.headers = EVENTS | {name.replace("_", "-"): value for name, value in headers.items()}
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(200, headers=self.headers, stream=self.source)
+    given = EVENTS | {name.replace("_", "-"): value for name, value in headers.items()}
+    return ScriptedTransport(lambda _: httpx2.Response(200, headers=given, stream=source))
 
 
 class Reads(anthropic.Middleware):
@@ -221,15 +216,9 @@ class Reads(anthropic.Middleware):
         self.given_back += 1
 
 
-def client_of(server: Server, *middleware: anthropic.Middleware) -> anthropic.AsyncAnthropic:
+def client_of(transport: ScriptedTransport, *middleware: anthropic.Middleware) -> anthropic.AsyncAnthropic:
     """A client of the server that retries nothing."""
-    return anthropic.AsyncAnthropic(
-        api_key="sk-example",
-        base_url="http://api.example",
-        max_retries=0,
-        middleware=list(middleware),
-        http_client=httpx2.AsyncClient(transport=server),
-    )
+    return transport.client(middleware=list(middleware))
 
 
 async def open_stream(client: anthropic.AsyncAnthropic) -> anthropic.AsyncStream[Any]:
@@ -973,8 +962,8 @@ def test_any_body_in_any_chunks_is_handed_on_byte_for_byte(data: st.DataObject, 
     async def main() -> None:
         source = Source(*(part for chunk, wait in zip(chunks, waits, strict=False) for part in (wait, chunk)))
         async with maybe_background(background) as given:
-            server = Server(source, content_encoding=encoding)
-            seen = await rest_of(await open_stream(client_of(server, Reads(1.0, given))))
+            answering = server(source, content_encoding=encoding)
+            seen = await rest_of(await open_stream(client_of(answering, Reads(1.0, given))))
         assert b"".join(seen) == answer
         if encoding == "identity":
             assert seen == [chunk for chunk in sent if chunk]
@@ -1089,7 +1078,7 @@ async def test_the_body_is_handed_on_at_its_first_content(background: bool) -> N
     async with maybe_background(background) as given:
         guard = Reads(10.0, given)
 
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         assert guard.begins == Beginning()
         assert guard.held_until == pytest.approx(0.5, abs=0.01)
@@ -1125,7 +1114,7 @@ async def test_a_body_that_breaks_before_content_is_told_as_the_error_to_raise(
     async with maybe_background(background) as given:
         guard = Reads(10.0, given)
 
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         assert guard.begins is not None
         assert guard.begins.failure is not None
@@ -1143,7 +1132,7 @@ async def test_an_error_event_before_content_stays_in_the_body(background: bool)
     """Who reads on gets the SDK's own error for it."""
     async with maybe_background(background) as given:
         guard = Reads(10.0, given)
-        stream = await open_stream(client_of(Server(Source(START, OVERLOADED)), guard))
+        stream = await open_stream(client_of(server(Source(START, OVERLOADED)), guard))
         assert guard.begins is not None
         assert guard.begins.failure is not None
         assert guard.begins.failure.kind is FailureKind.OVERLOADED
@@ -1162,7 +1151,7 @@ async def test_without_a_background_the_time_is_looked_at_between_chunks() -> No
     source = Source(START, 4.0, PING, 8.0, PING, 1.0, TEXT, END)
     guard = Reads(10.0)
 
-    stream = await open_stream(client_of(Server(source), guard))
+    stream = await open_stream(client_of(server(source), guard))
 
     assert guard.held_until == pytest.approx(12.0, abs=0.01)
     assert guard.begins == Beginning()
@@ -1176,7 +1165,7 @@ async def test_with_a_background_the_body_is_handed_on_when_the_time_is_up() -> 
     async with running_background() as background:
         guard = Reads(10.0, background)
 
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         assert guard.held_until == pytest.approx(10.0, abs=0.01)
         assert guard.begins == Beginning()
@@ -1190,7 +1179,7 @@ async def test_nothing_but_the_pending_read_goes_on_while_nobody_reads() -> None
     """The background holds one chunk at most for a reader that is slow to come."""
     source = Source(START, 12.0, PING, PING, PING, TEXT, END)
     async with running_background() as background:
-        stream = await open_stream(client_of(Server(source), Reads(10.0, background)))
+        stream = await open_stream(client_of(server(source), Reads(10.0, background)))
 
         await anyio.sleep(60)
 
@@ -1213,7 +1202,7 @@ async def test_a_pending_read_that_fails_after_the_hand_over_reaches_the_reader(
 
     async with running_background() as background:
         guard = Reads(10.0, background)
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         with pytest.raises(type(fault)):
             await read(stream)
@@ -1228,7 +1217,7 @@ async def test_a_pending_read_that_fails_after_the_hand_over_reaches_the_reader(
 async def test_a_body_that_ends_with_the_pending_read_just_ends() -> None:
     """The end of a body handed on is no error."""
     async with running_background() as background:
-        stream = await open_stream(client_of(Server(Source(START, 12.0)), Reads(10.0, background)))
+        stream = await open_stream(client_of(server(Source(START, 12.0)), Reads(10.0, background)))
 
         assert await rest_of(stream) == [START]
 
@@ -1239,7 +1228,7 @@ async def test_closing_a_body_ends_its_pending_read() -> None:
     source = Source(START, 600.0, TEXT)
     async with running_background() as background:
         guard = Reads(10.0, background)
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         await stream.close()
         await anyio.wait_all_tasks_blocked()
@@ -1253,7 +1242,7 @@ async def test_closing_a_body_ends_its_pending_read() -> None:
 async def test_a_body_closed_while_somebody_waits_for_its_pending_read_fails_for_him() -> None:
     """He isn't left waiting."""
     async with running_background() as background, anyio.create_task_group() as group:
-        stream = await open_stream(client_of(Server(Source(START, 600.0)), Reads(10.0, background)))
+        stream = await open_stream(client_of(server(Source(START, 600.0)), Reads(10.0, background)))
 
         async def close_later() -> None:
             await anyio.sleep(1)
@@ -1270,7 +1259,7 @@ async def test_closing_the_client_ends_a_pending_read() -> None:
     source = Source(START, 600.0)
     async with running_background() as background:
         guard = Reads(10.0, background)
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
         assert guard.call is not None
 
         guard.call.close()
@@ -1294,7 +1283,7 @@ async def test_a_background_that_is_stopped_lets_nobody_wait() -> None:
 
     async with anyio.create_task_group() as group:
         async with running_background(grace_s=5.0) as background:
-            stream = await open_stream(client_of(Server(source), Reads(10.0, background)))
+            stream = await open_stream(client_of(server(source), Reads(10.0, background)))
             group.start_soon(read, stream)
         assert anyio.current_time() == pytest.approx(15.0, abs=0.1)
 
@@ -1308,7 +1297,7 @@ async def test_a_dropped_body_with_a_pending_read_is_closed() -> None:
     source = Source(START, 600.0)
     async with running_background() as background:
         guard = Reads(10.0, background)
-        stream = await open_stream(client_of(Server(source), guard))
+        stream = await open_stream(client_of(server(source), guard))
 
         # The loop lets go of what it did last.
         await anyio.sleep(1)
@@ -1341,7 +1330,7 @@ async def test_the_deadline_bounds_reading_ahead(virtual_time: VirtualTime) -> N
 
     sent, guard = Sent(), Reads(math.inf)
     with pytest.raises(anthropic.APITimeoutError):
-        await open_stream(client_of(Server(source), sent, guard))
+        await open_stream(client_of(server(source), sent, guard))
 
     assert virtual_time.now() == pytest.approx(60.0, abs=0.01)
     assert sent.failure is not None
@@ -1373,7 +1362,7 @@ async def test_cancelled_at_any_await_nothing_stays_open(
             guard = Reads(10.0, given)
 
             async def main() -> None:
-                stream = await open_stream(client_of(Server(source), guard))
+                stream = await open_stream(client_of(server(source), guard))
                 with contextlib.suppress(anthropic.APIError, httpx2.TransportError):
                     async with stream:
                         _ = [event async for event in stream]

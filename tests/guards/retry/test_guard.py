@@ -38,11 +38,11 @@ from penstock.events import Event, Observers, RetryScheduled
 from penstock.guards.retry import Retry, RetryOptions, RetryStatistics
 from penstock.guards.retry.course import Again, Course, Stop
 from penstock.simulator import MIXED_FAULTS, Simulator
-from penstock.testing import Cancelled, cancel_at_every_await
+from penstock.testing import Cancelled, ScriptedTransport, cancel_at_every_await
 from penstock.testing.cancellation import How
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable
 
     from anthropic import APIRequest
 
@@ -149,34 +149,27 @@ def stream(*parts: bytes | float | Exception) -> Answer:
 GOOD_STREAM = stream(START, TEXT, END)
 
 
-class Server(httpx2.AsyncBaseTransport):
-    """Gives the answers in turn, and the last one for ever."""
+class Server(ScriptedTransport):
+    """Gives the answers in turn, and the last one for ever; keeps the bodies."""
 
     def __init__(self, *answers: Answer, latency_s: float = 0.0) -> None:
-        self.answers = list(answers)
+        super().__init__(*[self._made(answer) for answer in answers])
         self.latency_s = latency_s
-        self.requests: list[httpx2.Request] = []
-        self.times: list[float] = []
         self.bodies: list[Body] = []
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.requests.append(request)
-        self.times.append(anyio.current_time())
-        if self.latency_s:
-            await anyio.sleep(self.latency_s)
-        response = (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])()
-        if isinstance(response.stream, Body):
-            self.bodies.append(response.stream)
-        return response
+    def _made(self, answer: Answer) -> Callable[[httpx2.Request], Awaitable[httpx2.Response]]:
+        async def make(_: httpx2.Request) -> httpx2.Response:
+            if self.latency_s:
+                await anyio.sleep(self.latency_s)
+            response = answer()
+            if isinstance(response.stream, Body):
+                self.bodies.append(response.stream)
+            return response
 
-    def client(self, *middleware: anthropic.Middleware, max_retries: int = 0) -> anthropic.AsyncAnthropic:
-        return anthropic.AsyncAnthropic(
-            api_key="sk-example",
-            base_url="http://api.example",
-            max_retries=max_retries,
-            middleware=list(middleware),
-            http_client=httpx2.AsyncClient(transport=self),
-        )
+        return make
+
+    def client(self, *middleware: anthropic.Middleware, **options: Any) -> anthropic.AsyncAnthropic:
+        return super().client(middleware=list(middleware), **options)
 
 
 class Refuses(anthropic.Middleware):

@@ -13,6 +13,7 @@ import pytest
 from penstock import Client, RetryOptions, deadline
 from penstock.events import CallEnded, Event, QuotaCooled, RetryScheduled
 from penstock.simulator import Simulator
+from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,25 +42,20 @@ NONE: dict[str, dict[str, str]] = {
 }
 
 
-class Asking(httpx2.AsyncBaseTransport):
+def asking(
+    simulator: Simulator, status: int, headers: dict[str, str], *, times: int, who: str = CAPPED
+) -> ScriptedTransport:
     """A transport to the simulator on whose way some requests are refused, so many times."""
+    inner, refused = simulator.transport(), iter(range(times))
 
-    def __init__(
-        self, simulator: Simulator, status: int, headers: dict[str, str], *, times: int, who: str = CAPPED
-    ) -> None:
-        self._inner = simulator.transport()
-        self._status = status
-        self._headers = headers
-        self._times = times
-        self._who = who.encode()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        if self._times and self._who in await request.aread():
-            self._times -= 1
-            kind = "rate_limit_error" if self._status == 429 else "api_error"
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        if who.encode() in request.content and next(refused, None) is not None:
+            kind = "rate_limit_error" if status == 429 else "api_error"
             body = {"type": "error", "error": {"type": kind, "message": "later"}}
-            return httpx2.Response(self._status, headers=self._headers, json=body)
-        return await self._inner.handle_async_request(request)
+            return httpx2.Response(status, headers=headers, json=body)
+        return await inner.handle_async_request(request)
+
+    return ScriptedTransport(answer)
 
 
 def governed(transport: httpx2.AsyncBaseTransport, observer: Callable[[Event], None], **options: Any) -> Client:
@@ -77,7 +73,7 @@ async def test_one_absurd_wait_holds_nobody_up(virtual_time: VirtualTime, status
     events: list[Event] = []
     simulator = Simulator(latency_s=1.0)
     ended: dict[str, float] = {}
-    async with governed(Asking(simulator, status, headers, times=1), events.append) as claude:
+    async with governed(asking(simulator, status, headers, times=1), events.append) as claude:
         prompts = [f"number {number}" for number in range(20)]
         async with claude.fan_out(prompts, model=MODEL, max_tokens=20, concurrency=4) as results:
             async for result in results:
@@ -100,7 +96,7 @@ async def test_a_wait_that_is_asked_for_again_is_believed_up_to_a_bound(
     """An hour at a time; the others don't wait for that one."""
     events: list[Event] = []
     ended: dict[str, float] = {}
-    async with governed(Asking(Simulator(latency_s=1.0), status, headers, times=4), events.append) as claude:
+    async with governed(asking(Simulator(latency_s=1.0), status, headers, times=4), events.append) as claude:
         prompts = [f"number {number}" for number in range(20)]
         async with claude.fan_out(prompts, model=MODEL, max_tokens=20, concurrency=4) as results:
             async for result in results:
@@ -118,7 +114,7 @@ async def test_a_wait_that_is_asked_for_again_is_believed_up_to_a_bound(
 async def test_the_bound_can_be_told(virtual_time: VirtualTime, asked: str, most_s: float, waits: list[float]) -> None:
     """What is within it is obeyed at once; the quota rests, or doesn't, by the same bound."""
     events: list[Event] = []
-    transport = Asking(Simulator(), 429, {"retry-after": asked}, times=2)
+    transport = asking(Simulator(), 429, {"retry-after": asked}, times=2)
     async with governed(transport, events.append, retry=RetryOptions(max_retry_after_s=most_s)) as claude:
         await claude.messages.create(model=MODEL, max_tokens=20, messages=[{"role": "user", "content": CAPPED}])
     told = [event for event in events if isinstance(event, RetryScheduled)]
@@ -138,15 +134,9 @@ async def test_doubt_is_forgotten(virtual_time: VirtualTime) -> None:
     """What is asked for twice, with something else in between, is believed no more than at first."""
     events: list[Event] = []
     simulator = Simulator()
-    answers = iter(["1e9", "2", "1e9"])
-
-    class Changing(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            if (asked := next(answers, None)) is None:
-                return await simulator.transport().handle_async_request(request)
-            return httpx2.Response(503, headers={"retry-after": asked}, json={})
-
-    async with governed(Changing(), events.append) as claude:
+    refusals = [httpx2.Response(503, headers={"retry-after": asked}, json={}) for asked in ("1e9", "2", "1e9")]
+    transport = ScriptedTransport(*refusals, simulator.transport().handle_async_request)
+    async with governed(transport, events.append) as claude:
         await claude.messages.create(model=MODEL, max_tokens=20, messages=[{"role": "user", "content": "hello"}])
     assert virtual_time.now() < 10
     assert [event.disbelieved_s for event in events if isinstance(event, RetryScheduled)] == [1e9, None, 1e9]
@@ -154,7 +144,7 @@ async def test_doubt_is_forgotten(virtual_time: VirtualTime) -> None:
 
 async def test_a_deadline_is_no_reason_to_give_up_for_an_absurd_wait(virtual_time: VirtualTime) -> None:
     """Once is tried again; twice is taken at its word, and told."""
-    transport = Asking(Simulator(), 503, {"retry-after": "1e9"}, times=5)
+    transport = asking(Simulator(), 503, {"retry-after": "1e9"}, times=5)
     events: list[Event] = []
     ask: dict[str, Any] = {"model": MODEL, "max_tokens": 20, "messages": [{"role": "user", "content": CAPPED}]}
     async with governed(transport, events.append) as claude:
@@ -172,17 +162,16 @@ async def test_another_quota_takes_over(virtual_time: VirtualTime) -> None:
     inner = simulator.transport()
     refused = 0
 
-    class OneOfTwo(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            nonlocal refused
-            if any("sk-a" in value for value in request.headers.values()):
-                refused += 1
-                return httpx2.Response(429, headers={"retry-after": "1e9"}, json={})
-            return await inner.handle_async_request(request)
+    async def one_of_two(request: httpx2.Request) -> httpx2.Response:
+        nonlocal refused
+        if any("sk-a" in value for value in request.headers.values()):
+            refused += 1
+            return httpx2.Response(429, headers={"retry-after": "1e9"}, json={})
+        return await inner.handle_async_request(request)
 
     options: dict[str, Any] = {"api_keys": ["sk-a", "sk-b"]}
     events: list[Event] = []
-    async with governed(OneOfTwo(), events.append, **options) as claude:
+    async with governed(ScriptedTransport(one_of_two), events.append, **options) as claude:
         results = await claude.map([f"number {n}" for n in range(20)], model=MODEL, max_tokens=20)
     assert all(result.ok for result in results)
     assert {event.seconds for event in events if isinstance(event, QuotaCooled)} == {60.0}
@@ -192,7 +181,7 @@ async def test_another_quota_takes_over(virtual_time: VirtualTime) -> None:
 
 async def test_a_batch_is_submitted_again_after_an_hour_at_most(virtual_time: VirtualTime) -> None:
     """Where there is no room for it, however long the API asks to wait."""
-    transport = Asking(Simulator(), 429, {"retry-after": "1e9"}, times=3)
+    transport = asking(Simulator(), 429, {"retry-after": "1e9"}, times=3)
     async with (
         governed(transport, lambda _: None) as claude,
         claude.batch([CAPPED], model=MODEL, max_tokens=20) as results,
@@ -205,7 +194,7 @@ async def test_a_long_wait_is_a_line_of_the_log(virtual_time: VirtualTime, caplo
     """A warning where the server wasn't believed, and a line where it was; short waits are for debugging."""
     caplog.set_level(logging.INFO, "penstock")
     for asked in ("1e9", "300", "2"):
-        transport = Asking(Simulator(), 503, {"retry-after": asked}, times=1)
+        transport = asking(Simulator(), 503, {"retry-after": asked}, times=1)
         async with governed(transport, lambda _: None, log=True) as claude:
             await claude.messages.create(model=MODEL, max_tokens=20, messages=[{"role": "user", "content": CAPPED}])
     lines = [json.loads(line) for line in caplog.messages if line.startswith("{")]

@@ -9,6 +9,7 @@ import pytest
 from penstock._core.attempt import Attempt, CallNext, Response, open_attempt
 from penstock._core.failure import Failure, FailureKind, failure_of_exception
 from penstock.guards.retry.outcome import Outcome
+from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -54,18 +55,7 @@ class Tells(anthropic.Middleware):
 
 async def ask(guard: anthropic.Middleware, answer: Callable[[], httpx2.Response]) -> Response:
     """Ask a server that gives one answer, and leave its body to the caller."""
-
-    class Server(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            return answer()
-
-    client = anthropic.AsyncAnthropic(
-        api_key="sk-example",
-        base_url="http://api.example",
-        max_retries=0,
-        middleware=[guard],
-        http_client=httpx2.AsyncClient(transport=Server()),
-    )
+    client = ScriptedTransport(lambda _: answer()).client(middleware=[guard])
     return await client.messages.create(
         model="claude-sonnet-5-5", max_tokens=10, messages=[{"role": "user", "content": "Hello"}], stream=True
     )
