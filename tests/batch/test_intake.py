@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
 import pytest
 
 from penstock import FanOutResult
@@ -82,3 +84,24 @@ async def test_prompts_without_a_model_are_one_error() -> None:
     assert await everything(intake) == []
     assert isinstance(intake.error, TypeError)
     assert str(intake.error) == "no model: give the run one, as model=…"
+
+
+async def test_an_item_that_was_read_for_somebody_who_is_gone_is_the_next_one_s() -> None:
+    """Whether it had been handed over by then, or was still to be read."""
+    intake = Intake([str(number) for number in range(4)], {"model": "m"})
+    intake.begin()
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(intake.next())
+    while intake.read == 0:
+        await anyio.lowlevel.checkpoint()
+    # It is read and handed over; the task has not run since.
+    first.cancel()
+    await asyncio.wait([first])
+    second, third = loop.create_task(intake.next()), loop.create_task(intake.next())
+    await anyio.lowlevel.checkpoint()
+    third.cancel()
+    items = [await second, *[await intake.next() for _ in range(3)]]
+    assert first.cancelled()
+    assert [item.custom_id for item in items if item is not None] == ["0", "1", "2", "3"]
+    assert await intake.next() is None
+    await intake.end()
