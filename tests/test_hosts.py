@@ -51,11 +51,24 @@ def uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+# Between two edits the first one will do.
 LOOPS = [
     pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(eager, id="eager", marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12")),
     pytest.param(
-        uvloop, id="uvloop", marks=pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="not installed")
+        eager,
+        id="eager",
+        marks=[
+            pytest.mark.lengthy,
+            pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12"),
+        ],
+    ),
+    pytest.param(
+        uvloop,
+        id="uvloop",
+        marks=[
+            pytest.mark.lengthy,
+            pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="not installed"),
+        ],
     ),
 ]
 
@@ -68,7 +81,6 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], loop: Callable[[], asynci
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
         async with asyncio.timeout(20):
             await main()
-        gc.collect()
         await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -287,6 +299,7 @@ class TestLeft:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("how", HOWS)
     def test_cancelled_anywhere(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop], how: How) -> None:
         """At every await of the caller's."""
