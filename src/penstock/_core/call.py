@@ -60,7 +60,7 @@ def _begin_ids() -> None:
 
 
 _begin_ids()
-if sys.platform != "win32":
+if sys.platform != "win32":  # pragma: no branch - there is nothing to fork on Windows
     os.register_at_fork(after_in_child=_begin_ids)
 
 
