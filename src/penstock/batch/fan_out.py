@@ -14,7 +14,7 @@ import anyio
 from penstock.batch.ask import ask
 from penstock.batch.items import Request
 from penstock.batch.result import FanOutResult
-from penstock.batch.run import Model, Order, Run, RunOptions
+from penstock.batch.run import Model, Order, Run, RunOptions, check_whole
 
 if TYPE_CHECKING:
     import os
@@ -135,7 +135,7 @@ class Live:
     """
 
     def __init__(self, sdk: AsyncAnthropic, concurrency: int, *, order: Order, warm_cache: bool) -> None:
-        _check(concurrency)
+        check_whole("concurrency", concurrency)
         self._sdk = sdk
         self._concurrency = concurrency
         self._warm_ups = _WARM_UPS if warm_cache else 0
@@ -183,8 +183,3 @@ class Live:
             self._warm_ups = 0 if result.ok else max(self._warm_ups - 1, 0)
             work.finish(result, request=ready.request, params=ready.params)
             work.give(result)
-
-
-def _check(concurrency: object) -> None:
-    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-        raise ValueError(f"concurrency must be a whole number from 1 up, not {concurrency!r}")

@@ -156,30 +156,18 @@ class Intake:
                 self._settle(None)
 
     async def _serve_sync(self, source: Iterator[Request]) -> None:
-        passed = 0
         await self._demand()
         for request in source:
-            if self._took(request):
-                await self._demand()
-            else:
-                passed += 1
-                if passed % _AT_A_STRETCH == 0:
-                    await anyio.lowlevel.checkpoint()
+            await self._hand_on(request)
 
     async def _serve_async(self, source: AsyncIterator[Request]) -> None:
         generator = _as_generator(source)
-        passed = 0
         try:
             await self._demand()
             request = await anext(source)
             while True:
                 try:
-                    if self._took(request):
-                        await self._demand()
-                    else:
-                        passed += 1
-                        if passed % _AT_A_STRETCH == 0:
-                            await anyio.lowlevel.checkpoint()
+                    await self._hand_on(request)
                 except asyncio.CancelledError as error:
                     if self._stopped or generator is None:
                         raise
@@ -192,6 +180,13 @@ class Intake:
         finally:
             if generator is not None:
                 await _close(generator)
+
+    async def _hand_on(self, request: Request) -> None:
+        """Hand on what was read, and wait until there is a wish for more; what is passed over needs none."""
+        if self._took(request):
+            await self._demand()
+        elif self.read % _AT_A_STRETCH == 0:
+            await anyio.lowlevel.checkpoint()
 
     async def _demand(self) -> None:
         """Wait until somebody asks for an item."""

@@ -78,9 +78,7 @@ def is_mendable(error: Exception | None) -> bool:
     if error is None:
         return False
     if isinstance(error, ItemFailed):
-        return error.result in {"canceled", "expired"} or (
-            error.body is not None and failure_of_error_event(error.body).of_account
-        )
+        return error.result in {"canceled", "expired"} or is_account_refused(error)
     if isinstance(error, PenstockError):
         return not isinstance(error, _OF_THE_ITEM)
     return isinstance(error, _OURS) or failure_of_exception(error).mendable

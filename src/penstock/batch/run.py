@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import math
 from collections import deque
 from collections.abc import Sized
 from contextlib import AsyncExitStack
@@ -49,7 +50,7 @@ else:
 
     Model = TypeVar("Model")
 
-__all__ = ["KNOWN_PARAMS", "Engine", "Model", "Order", "Run", "RunOptions", "Work", "first_of"]
+__all__ = ["KNOWN_PARAMS", "Engine", "Model", "Order", "Run", "RunOptions", "Work", "check_whole", "first_of"]
 
 Order = Literal["completed", "input"]
 
@@ -380,6 +381,17 @@ class Run(Generic[Model]):
 
             sinks.append(display())
         return sinks
+
+
+def check_whole(name: str, value: object, most: float = math.inf) -> None:
+    """Refuse what is no whole number from 1 to `most`.
+
+    Raises:
+        ValueError: It names the option, what is allowed, and the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        limit = "up" if most == math.inf else f"to {most}"
+        raise ValueError(f"{name} must be a whole number from 1 {limit}, not {value!r}")
 
 
 def first_of(error: Exception) -> Exception:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from penstock.batch.run import check_whole
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -53,10 +55,10 @@ class Plan:
     params: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
-        _check_whole("batch_size", self.batch_size, MOST_REQUESTS)
-        _check_whole("batch_bytes", self.batch_bytes, MOST_BYTES)
-        _check_whole("max_attempts", self.max_attempts)
-        _check_whole("concurrency", self.concurrency)
+        check_whole("batch_size", self.batch_size, MOST_REQUESTS)
+        check_whole("batch_bytes", self.batch_bytes, MOST_BYTES)
+        check_whole("max_attempts", self.max_attempts)
+        check_whole("concurrency", self.concurrency)
         _check_seconds("poll_s", self.poll_s)
         _check_seconds("deadline_s", self.deadline_s)
         _check_seconds("live_s", self.live_s)
@@ -71,12 +73,6 @@ class Plan:
         if left_s == math.inf:
             return 0.0
         return max(left_s / 10, _LEAST_LIVE_S) if self.live_s is None else self.live_s
-
-
-def _check_whole(name: str, value: object, most: float = math.inf) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        limit = "up" if most == math.inf else f"to {most}"
-        raise ValueError(f"{name} must be a whole number from 1 {limit}, not {value!r}")
 
 
 def _check_seconds(name: str, value: float | None) -> None:
