@@ -188,7 +188,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=DEFAULT)
 def quick(session: nox.Session) -> None:
-    """Run what one runs between two edits: all tests but the slow ones, on one Python, in less than a minute."""
+    """Run what one runs between two edits: all tests but the slow ones, on one Python, in under two minutes."""
     install_wheel(session, "test")
     session.run("python", "-m", "pytest", *QUICK, *session.posargs)
 
