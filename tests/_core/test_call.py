@@ -118,14 +118,14 @@ async def test_the_earliest_deadline_holds(
 
 async def test_guards_share_one_call_and_its_opener_ends_it() -> None:
     """The innermost guard finds the call of the outermost; it is current while the chain runs, and no longer."""
-    assert current_call() is None
+    assert current_call.get() is None
     with open_call(api_request()) as outer:
-        assert current_call() is outer
+        assert current_call.get() is outer
         with open_call(api_request()) as inner:
             assert inner is outer
         assert is_open(outer)
     assert not is_open(outer)
-    assert current_call() is None
+    assert current_call.get() is None
 
 
 async def test_a_call_inside_a_call_is_its_own_when_asked_for() -> None:
@@ -133,9 +133,9 @@ async def test_a_call_inside_a_call_is_its_own_when_asked_for() -> None:
     with open_call(api_request()) as outer:
         with open_call(api_request("/v1/messages/count_tokens"), new=True) as inner:
             assert inner is not outer
-            assert current_call() is inner
+            assert current_call.get() is inner
         assert inner.ended
-        assert current_call() is outer
+        assert current_call.get() is outer
         assert not outer.ended
 
 

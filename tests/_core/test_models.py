@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock._core.models import HIGH_RESOLUTION, STANDARD, Tier, check_system_turns, known, model_class, price_name
+from penstock._core.models import HIGH_RESOLUTION, STANDARD, Tier, check_system_turns, known, price_name
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from penstock._core.models import HIGH_RESOLUTION, STANDARD, Tier, check_system_
 )
 def test_models_of_one_pool_share_a_class(pool: set[str]) -> None:
     """Models whose limits the API counts together have one class, however a cloud spells their names."""
-    assert len({model_class(model) for model in pool}) == 1
+    assert len({known(model).pool for model in pool}) == 1
 
 
 def test_models_of_different_pools_differ() -> None:
@@ -39,20 +39,20 @@ def test_models_of_different_pools_differ() -> None:
         "haiku-4-5",
         "fable-5",
     ]
-    assert len({model_class(f"claude-{model}") for model in models}) == len(models)
+    assert len({known(f"claude-{model}").pool for model in models}) == len(models)
 
 
 def test_a_date_is_no_version() -> None:
     """A snapshot date after a major version is not read as a minor one."""
-    assert model_class("claude-opus-5-20260301") == model_class("claude-opus-5")
-    assert model_class("claude-opus-5-5-20260301") == model_class("claude-opus-5-5")
+    assert known("claude-opus-5-20260301").pool == known("claude-opus-5").pool
+    assert known("claude-opus-5-5-20260301").pool == known("claude-opus-5-5").pool
 
 
 @given(st.text())
 def test_any_text_has_a_class(model: str) -> None:
     """An unknown name is a class of its own, and none raises."""
     if "claude-" not in model:
-        assert model_class(model) == model
+        assert known(model).pool == model
 
 
 @pytest.mark.parametrize(

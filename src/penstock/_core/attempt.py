@@ -61,7 +61,7 @@ async def read_whole(http: httpx2.Response) -> None:
         ResponseTooLarge: It is larger.
         InvalidStream: Its compression can't be undone.
     """
-    call = current_call()
+    call = current_call.get()
     if call is not None and call.kind is RequestKind.MESSAGES and not _is_small(http, call.max_response_bytes):
         http.stream = Bounded(http, call.max_response_bytes)
     await http.aread()
@@ -322,7 +322,7 @@ def open_attempt(request: APIRequest) -> AbstractContextManager[Attempt]:
     Args:
         request: The request as the SDK's chain hands it on.
     """
-    call = current_call()
+    call = current_call.get()
     if call is None or call.ended:
         return _Opening(open_call(request))
     attempt = call.attempt

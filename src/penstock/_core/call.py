@@ -23,7 +23,7 @@ import httpx2
 from penstock._core.context import current_call_end, current_deadline, current_labels, current_patience
 from penstock._core.failure import CLOSED
 from penstock._core.kind import RequestKind, kind_of, model_of
-from penstock._core.models import model_class
+from penstock._core.models import known
 from penstock._core.usage import NOTHING, writes_for_an_hour
 from penstock.errors import AdmissionTimeout, ClientClosed
 from penstock.events import GiveBackFailed, Observers
@@ -47,7 +47,7 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 
 CallGiveBack: TypeAlias = "Callable[[Call], None]"
 
-_current: ContextVar[Call | None] = ContextVar("penstock_call", default=None)
+current_call: ContextVar[Call | None] = ContextVar("penstock_call", default=None)
 _numbers = itertools.count(1)
 _NO_OBSERVERS = Observers()
 _prefix = ""
@@ -187,7 +187,7 @@ class Call:
     @property
     def model_class(self) -> str:
         """The pool of rate limits that its model belongs to."""
-        return model_class(self.model)
+        return known(self.model).pool
 
     def writes_for_an_hour(self) -> bool:
         """Whether its request asks the prompt cache to keep what it writes for an hour."""
@@ -290,7 +290,7 @@ def open_call(
         deadline_s: Seconds that an ordinary call may take; `None` for no bound.
         max_response_bytes: What an answer may have, decompressed, above 0.
     """
-    call = _current.get()
+    call = current_call.get()
     if call is not None and not call.ended and not new:
         return call
     opened = Call(
@@ -313,7 +313,7 @@ class _Opening:
 
     def __enter__(self) -> Call:
         call = self._call
-        self._token: Token[Call | None] = _current.set(call)
+        self._token: Token[Call | None] = current_call.set(call)
         # A scope of anyio and not a bare cancellation, because it spares what the transport shields: its closing.
         self._scope = call.scope = anyio.CancelScope(deadline=call.deadline)
         self._scope.__enter__()
@@ -325,15 +325,10 @@ class _Opening:
         call = self._call
         cut = bool(self._scope.__exit__(kind, error, trace))
         call.scope = None
-        _current.reset(self._token)
+        current_call.reset(self._token)
         if error is None:
             call.returned()
             return
         call.end()
         if cut:
             raise call.cut_short() from None
-
-
-def current_call() -> Call | None:
-    """Return the call under way in this context, if any."""
-    return _current.get()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-__all__ = ["HIGH_RESOLUTION", "STANDARD", "Model", "Tier", "check_system_turns", "known", "model_class", "price_name"]
+__all__ = ["HIGH_RESOLUTION", "STANDARD", "Model", "Tier", "check_system_turns", "known", "price_name"]
 
 Tier: TypeAlias = "tuple[int, int]"
 
@@ -91,16 +91,6 @@ def _pool(model: str, family: str | None, major: str | None, minor: str | None) 
         return model
     name = "-".join(filter(None, (family, major, minor)))
     return family if family in {"fable", "mythos"} else _POOLS.get(name, name)
-
-
-def model_class(model: str) -> str:
-    """Return the pool of rate limits that `model` belongs to; models that share a pool have the same class.
-
-    Example:
-        >>> model_class("us.anthropic.claude-opus-4-8-v1:0"), model_class("claude-opus-5-5")
-        ('opus-4', 'opus-5-5')
-    """
-    return known(model).pool
 
 
 def check_system_turns(model: str) -> None:
