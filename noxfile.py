@@ -174,7 +174,7 @@ def chat(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED)
 def tests(session: nox.Session) -> None:
-    """Test the built wheel: all of it with coverage on the newest Python, what `quick` runs on the others."""
+    """Test the built wheel: all tests, the quick ones traced, on the newest Python, what `quick` runs on the others."""
     install_wheel(session, "test")
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)

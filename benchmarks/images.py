@@ -25,7 +25,7 @@ from PIL import Image, ImageFilter
 import penstock
 from _harness import machine, table, verdict
 
-PHOTOS, QUICK_PHOTOS = 200, 6
+PHOTOS, QUICK_PHOTOS = 200, 2
 SIZE = (4000, 3000)
 TICK_S = 0.001
 LATE_MS = 10.0

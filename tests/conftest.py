@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import ssl
+import sys
 from typing import TYPE_CHECKING
 
 import certifi
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # Shared machines stall for seconds, so no deadline; in CI the examples are the same in every run.
 settings.register_profile("default", deadline=None)
@@ -52,3 +53,22 @@ def pytest_collection_finish() -> None:
     """What was imported by now stays: the garbage collector, which many a test calls, need not go through it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A slow test is not traced, and nor is any process that it starts: its lines have quicker tests of their own.
+
+    To trace them takes as long again as to run them.
+    """
+    coverage = sys.modules.get("coverage")
+    running = None if coverage is None else coverage.Coverage.current()
+    if running is None or not (item.get_closest_marker("slow") or item.get_closest_marker("lengthy")):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        running.stop()
+        try:
+            return (yield)
+        finally:
+            running.start()

@@ -285,13 +285,17 @@ async def test_other_errors_of_the_chain_leave_it_as_it_was(simulator: Simulator
 async def test_a_body_that_was_dropped_is_added_even_outside_the_loop(simulator: Simulator) -> None:
     """The garbage collector may end an attempt anywhere, and it is still measured."""
     meter, claude = metered(simulator)
-    circle: list[object] = [await claude.messages.create(**HELLO, stream=True)]
-    circle.append(circle)
-    del circle
+    gc.disable()  # or it may come on its own, before it is asked for
+    try:
+        circle: list[object] = [await claude.messages.create(**HELLO, stream=True)]
+        circle.append(circle)
+        del circle
 
-    def collect() -> None:
-        with pytest.warns(ResourceWarning, match="dropped"):
-            gc.collect()
+        def collect() -> None:
+            with pytest.warns(ResourceWarning, match="dropped"):
+                gc.collect()
 
-    await anyio.to_thread.run_sync(collect)
+        await anyio.to_thread.run_sync(collect)
+    finally:
+        gc.enable()
     assert meter.statistics().total.failures == {"abandoned": 1}

@@ -317,6 +317,9 @@ async def test_without_a_background_a_stream_is_closed(simulator: Simulator) -> 
             async with stream(claude, **PARAMS, on_abandon="drain", background=background) as answer:
                 async for _ in answer.text_stream:
                     break
+        with anyio.fail_after(10):
+            while simulator.in_flight:  # noqa: ASYNC110 - nothing tells of it
+                await anyio.sleep(0.001)
     assert [entry.outcome for entry in simulator.journal] == ["client closed"] * 2
 
 

@@ -205,8 +205,10 @@ async def test_a_stream_cut_anywhere_gives_what_came_and_then_fails(wire: Any, d
     body = wire.sse(*wire.recorded)
     ends = ends_of_texts(wire)
     last = body.index(b"event: message_stop") + len(b"event: message_stop")
-    # A break tells less about where it was than an end does, and takes as long.
-    for at in range(0, len(body), 5 if drop else 1):
+    # Where lines end every byte may matter; within one, and for a break, which tells less of where it was, some do.
+    lines = {end + near for end, byte in enumerate(body) if byte == ord("\n") for near in range(-3, 4)}
+    every = lines & set(range(len(body))) if drop is None else set[int]()
+    for at in sorted(every | set(range(0, len(body), 5))):
         answer = over(wire.response(body[:at], *([drop] if drop else [])))
         texts, error = await texts_of(answer)
         complete = wire.texts[: sum(end <= at for end in ends)]

@@ -56,6 +56,32 @@ def test_who_was_idle_has_saved_nothing_up() -> None:
     assert Counter(served(queue, 100))["b"] == pytest.approx(50, abs=1)
 
 
+def test_who_has_left_is_passed_over() -> None:
+    """One that was put back to its place and leaves, twice even, is never served, and nobody is served in its stead."""
+    queue = FairQueue[str, str]()
+    with pytest.raises(IndexError, match="nothing waits"):
+        queue.pop()
+    backlog(queue, "a", 2)
+    place = queue.pop().place
+    assert place is not None
+    again = queue.put_back("again", place)
+    for _ in range(2):
+        queue.leave(again)
+        assert len(queue) == 1
+    assert served(queue, 1) == ["a"]
+
+
+def test_who_comes_back_before_it_is_forgotten_keeps_its_debt() -> None:
+    """A flow that was idle for a moment waits for what it was served before, and is not forgotten while it waits."""
+    queue = FairQueue[str, str]()
+    backlog(queue, "dear", 1, cost=50)
+    backlog(queue, "b", 100)
+    while queue.pop().flow.name != "dear":  # type: ignore[union-attr]
+        pass
+    backlog(queue, "dear", 1, cost=50)
+    assert served(queue, 60).count("dear") == 1
+
+
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 20), st.integers(1, 50)), min_size=2),
     st.integers(min_value=1, max_value=200),
