@@ -126,8 +126,11 @@ def test_every_module_opens_with_its_rule(module: str) -> None:
 
 @pytest.mark.slow
 def test_public_names_are_loaded_when_they_are_asked_for() -> None:
-    """Help and version of the command need neither the SDK nor pydantic."""
-    script = "import sys, penstock; assert not {'anthropic', 'pydantic'} & sys.modules.keys(); penstock.Client"
+    """Help and version of the command need neither the SDK nor pydantic, nor do tests that use no fixture of ours."""
+    script = (
+        "import sys, penstock, penstock.testing.plugin; assert not {'anthropic', 'httpx2'} & sys.modules.keys(); "
+        "penstock.Client; penstock.testing.ScriptedTransport"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
