@@ -543,5 +543,6 @@ def _was_sent(error: BaseException) -> bool:
         return False
     if isinstance(cause, httpx2.ConnectError):
         below = type(cause.__cause__)
-        return below.__module__.startswith("aiohttp") and "Connector" not in below.__name__
+        connecting = any("Connector" in each.__name__ for each in below.__mro__)
+        return below.__module__.startswith("aiohttp") and not connecting
     return True

@@ -18,6 +18,7 @@ from penstock._core.attempt import http_response_of, open_attempt
 from penstock._core.call import open_call
 from penstock._core.chance import CHANCE
 from penstock._core.failure import FailureKind, failure_of_exception, was_dropped
+from penstock._core.network import network_problem
 from penstock._core.options import options_from
 from penstock.events import Observers, RetryScheduled
 from penstock.guards.retry.course import Course, RetryOptions, Stop
@@ -253,6 +254,8 @@ def _note(call: Call, course: Course, outcome: Outcome, stop: Stop) -> str | Non
     notes = list(call.notes)
     if (outcome.failure is not None and outcome.failure.retryable) or outcome.attempt.number > 1:
         notes.append(_tried(call, course, stop))
+    if outcome.error is not None and (problem := network_problem(outcome.error)) is not None:
+        notes.append(problem)
     return "; ".join(notes) or None
 
 
