@@ -99,14 +99,14 @@ async def test_an_answer_that_breaks_off_is_not_forgiven(transport: Transport) -
     """The head had come, so the server had begun; that may have been paid for, and counts."""
 
     def script(_: Arrived) -> Answer:
-        return OK if len(server.arrived) > 1 else OK[:-20]
+        cut = OK[:-20].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        return OK if len(server.arrived) > 1 else cut
 
     async with serving(script) as server:
         client = Client(
             api_keys=KEYS, base_url=server.url, transport=transport, log=False, retry=RetryOptions(base_s=0.001)
         )
         async with client as claude:
-            server.closes = True
             await claude.messages.create(**ASK)
             assert spent(claude.statistics())[1] == 1
             assert claude.statistics().attempts.total.estimated == 1

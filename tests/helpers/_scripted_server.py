@@ -17,11 +17,12 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-__all__ = ["CLOSE", "OK", "RESET", "Answer", "Arrived", "ScriptedServer", "answer", "error", "serving"]
+__all__ = ["CLOSE", "HANG", "OK", "RESET", "Answer", "Arrived", "ScriptedServer", "answer", "error", "serving"]
 
 Answer: TypeAlias = "bytes | str"
 
 CLOSE = "close"
+HANG = "hang"
 RESET = "reset"
 
 
@@ -73,8 +74,6 @@ class ScriptedServer:
         self.url = ""
         self.arrived: list[Arrived] = []
         self.connections = 0
-        self.closes = False
-        """Whether it closes after each answer."""
 
     @property
     def keys(self) -> Counter[str]:
@@ -88,6 +87,11 @@ class ScriptedServer:
         with suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 number += 1
+                method = await reader.readexactly(5)
+                if method == b"CONNE" or method.startswith(b"\x16\x03"):
+                    # No proxy, and no TLS.
+                    writer.write(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n")
+                    break
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:-2])
                 fields = {name.lower(): value for name, value in fields.items()}
@@ -99,12 +103,14 @@ class ScriptedServer:
                 if isinstance(told, str):
                     if told == RESET:
                         writer.transport.abort()
+                    elif told == HANG:
+                        await reader.read()
                     break
                 if self.slow_s:
                     await anyio.sleep(self.slow_s)
                 writer.write(told)
                 await writer.drain()
-                if self.closes:
+                if b"connection: close" in told:
                     break
         writer.close()
 
