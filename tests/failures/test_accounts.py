@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -9,8 +10,11 @@ import anyio
 import pytest
 from _scripted_server import OK, Arrived, answer, error, serving
 
-from penstock import Client, NoKeyAvailable
+from penstock import Client, NoKeyAvailable, RetryOptions
+from penstock._core.context import Pin, pinned
+from penstock._core.failure import Failure, FailureKind
 from penstock._core.secret import key_name
+from penstock.guards.retry.course import Again, Course, Stop
 
 if TYPE_CHECKING:
     from penstock.events import Event
@@ -164,3 +168,31 @@ async def test_an_endpoint_that_is_about_no_message_finds_the_other_key_too() ->
         assert (await claude.models.list()).data == []
         assert (await claude.models.list()).data == []
     assert server.keys == {BROKE: 1, WELL: 2}
+
+
+async def test_what_is_pinned_to_a_broken_organization_is_told_and_goes_nowhere_else() -> None:
+    """Another organization does not know its batches: no key is left for it, though another may be used."""
+
+    def script(request: Arrived) -> bytes:
+        if request.key == BROKE and len(server.arrived) > 1:
+            return WAYS["402"]
+        return models.replace(b"\r\n\r\n", f"\r\nanthropic-organization-id: {request.key}\r\n\r\n".encode(), 1)
+
+    models = answer(200, {"data": [], "has_more": False, "first_id": None, "last_id": None})
+    pin = Pin()
+    async with serving(script) as server, Client(api_keys=KEYS, base_url=server.url, log=False) as claude:
+        with pinned(pin):
+            await claude.models.list()
+            with pytest.raises(anthropic.APIStatusError) as raised:
+                await claude.models.list()
+        assert "no other key is left" in " ".join(raised.value.__notes__)
+    assert server.keys == {BROKE: 2}
+
+
+def test_however_often_another_is_to_serve_there_is_an_end() -> None:
+    """Whatever goes wrong, nothing is sent for ever."""
+    course = Course(RetryOptions(), random.Random(1), max_attempts=2)
+    failure = Failure(kind=FailureKind.REQUEST, status=402, elsewhere=True)
+    steps = [course.after(failure, None, now=0.0) for _ in range(103)]
+    assert steps[:100] == [Again(0.0, free=True)] * 100
+    assert isinstance(steps[101], Stop)

@@ -15,6 +15,7 @@ from penstock.guards.admit.limits import Cost
 
 if TYPE_CHECKING:
     from penstock._core.attempt import Attempt
+    from penstock._core.context import Pin
     from penstock._core.failure import Failure
     from penstock.events import Observers
     from penstock.guards.admit.keys import Key, KeyPool
@@ -109,7 +110,7 @@ class Feedback:
                 quarantine.end()
                 self._changed(key, "ok", "accepted again", None)
 
-    def refused(self, key: Key, attempt: Attempt, failure: Failure, *, now: float) -> None:
+    def refused(self, key: Key, attempt: Attempt, failure: Failure, *, now: float, pin: Pin | None = None) -> None:
         """Quarantine a refused key, or the quota of a refused organization, and have the call go to another."""
         quarantine = key.quarantine if failure.kind is FailureKind.AUTHENTICATION else key.quota.quarantine
         reason = _reason(failure)
@@ -117,7 +118,7 @@ class Feedback:
         again_s = quarantine.again_in_s(now=now)
         self._changed(key, "quarantined", reason, again_s)
         # With none left, nothing that the server says of retries changes that.
-        elsewhere = self._pool.others(key, now=now)
+        elsewhere = self._pool.others(key, now=now, pin=pin)
         attempt.failure = replace(failure, elsewhere=elsewhere, should_retry=None)
         if not elsewhere:
             attempt.call.notes.append(

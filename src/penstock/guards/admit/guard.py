@@ -261,7 +261,7 @@ class Admit(Middleware):
         failure = attempt.failure
         # What else is forbidden there, a key or an endpoint, is told by no more than words.
         if failure is not None and failure.of_account and not failure.of_request_maybe:
-            self._feedback.refused(key, attempt, failure, now=anyio.current_time())
+            self._feedback.refused(key, attempt, failure, now=anyio.current_time(), pin=pin)
             self.line.wake()
         return response
 

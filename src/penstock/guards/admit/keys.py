@@ -209,12 +209,16 @@ class KeyPool:
             pin: Names a key, and the quota whose keys stand in for it; if neither is here, any key will do.
             now: Time of the event loop.
         """
-        keys = self.keys
-        if pin is not None:
-            quota = next((key.quota.name for key in keys if key.name == pin.key), pin.quota)
-            own = [key for key in keys if key.quota.name == quota]
-            keys = sorted(own, key=lambda key: key.name != pin.key) or keys
+        keys = self._of(pin)
         return next((key for key in keys if key.may_use(now=now)), keys[0] if keys else None)
+
+    def _of(self, pin: Pin | None) -> list[Key]:
+        keys = self.keys
+        if pin is None:
+            return keys
+        quota = next((key.quota.name for key in keys if key.name == pin.key), pin.quota)
+        own = [key for key in keys if key.quota.name == quota]
+        return sorted(own, key=lambda key: key.name != pin.key) or keys
 
     def check(self, model_class: str, cost: Cost, *, now: float) -> None:
         """Refuse a cost that no usable key could ever take.
@@ -282,6 +286,6 @@ class KeyPool:
             key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
         return True
 
-    def others(self, key: Key, *, now: float) -> bool:
-        """Whether another key than `key` may be used now."""
-        return any(other is not key and other.may_use(now=now) for other in self.keys)
+    def others(self, key: Key, *, now: float, pin: Pin | None = None) -> bool:
+        """Whether another key than `key` may be used now, of those that a pin leaves."""
+        return any(other is not key and other.may_use(now=now) for other in self._of(pin))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from penstock._core.failure import Failure
 
 __all__ = ["Again", "Course", "RetryOptions", "Stop"]
+
+# Nobody has so many keys; whatever goes wrong, it is no endless loop.
+_MOST_SPARED: Final = 100
 
 
 class RetryOptions(Options):
@@ -143,7 +146,7 @@ class Course:
             return self._in_time(Again(self._delay_s(self._refusals, error.retry_after_s), free=True), now)
         if not failure.retryable:
             return Stop("such a failure is not retried")
-        if failure.at_once and self._max_attempts > 1:
+        if failure.at_once and self._max_attempts > 1 and self._spared < _MOST_SPARED:
             self._spared += 1
             return self._in_time(Again(0.0, free=True), now)
         counted = self.attempts - self._spared
