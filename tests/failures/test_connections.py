@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
 import anyio
+import httpx2
 import pytest
 from _scripted_server import CLOSE, OK, RESET, Arrived, serving
 
 from penstock import Client, RetryOptions
 from penstock.events import RetryScheduled
+from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
     from _scripted_server import Answer
 
     from penstock.client import ClientStatistics
     from penstock.events import Event
+    from penstock.testing import VirtualTime
 
 pytestmark = pytest.mark.anyio
 
@@ -125,3 +129,21 @@ async def test_many_at_once_find_fresh_connections() -> None:
                     group.start_soon(lambda: claude.messages.create(**ASK))
         assert spent(claude.statistics()) == (0, 0)
     assert math.isclose(len(server.arrived), 50, abs_tol=20)
+
+
+@pytest.mark.parametrize(("seconds", "forgiven"), [(0.5, True), (5.0, False)])
+async def test_a_server_that_lets_go_after_a_while_had_begun(
+    seconds: float, forgiven: bool, virtual_time: VirtualTime
+) -> None:
+    """One that closes an idle connection does so at once; later, it may have worked, and that is a failure."""
+
+    async def lost(request: httpx2.Request) -> httpx2.Response:
+        await anyio.sleep(seconds)
+        raise httpx2.ReadError("reset", request=request)
+
+    message = json.loads(OK.partition(b"\r\n\r\n")[2])
+    transport = ScriptedTransport(lost, httpx2.Response(200, json=message))
+    async with Client(sdk=transport.client(), log=False) as claude:
+        await claude.messages.create(**ASK)
+        assert spent(claude.statistics())[1] == (not forgiven)
+        assert claude.statistics().attempts.total.estimated == (not forgiven)
