@@ -69,5 +69,5 @@ def build_chain(
         retry=Retry(settings.retry, observers=observers, rng=rng),
         breaker=CircuitBreaker(settings.breaker, observers=observers),
         admit=Admit(settings.admit, observers=observers, rng=rng, max_retry_after_s=settings.retry.max_retry_after_s),
-        meter=Meter(),
+        meter=Meter(observers=observers),
     )

@@ -24,6 +24,7 @@ __all__ = [
     "InputFlagged",
     "KeyChanged",
     "LimitsLearned",
+    "NetworkChanged",
     "Observer",
     "Observers",
     "QuotaCooled",
@@ -135,6 +136,13 @@ class QuotaCooled(Event):
     quota: str
     model_class: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChanged(Event):
+    """The API can't be reached, `problem` says why; or it has answered again, `None`."""
+
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

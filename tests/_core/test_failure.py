@@ -109,6 +109,7 @@ NAMED = [
     (400, "user_profile_required", False, False),
     (402, "linked_organization_spend_limit_reached", False, False),
     (402, "linked_organization_billing_unavailable", False, False),
+    (403, "user_profile_billing_not_authorized", False, False),
     (403, "user_profile_not_billable", False, False),
     (409, "concurrent_membership_change", True, False),
     (409, "external_key_changed", True, False),
@@ -178,7 +179,8 @@ def test_the_servers_word_does_not_make_a_blind_repeat_safe(code: str, word: str
 def test_a_spend_cap_of_a_customer_says_nothing_of_ones_own_quota() -> None:
     """What a user profile's organization may spend doesn't stop requests that it doesn't pay for."""
     error = {"type": "billing_error", "details": {"error_code": "linked_organization_spend_limit_reached"}}
-    assert failure_of_response(answer(402, error)).kind is FailureKind.REQUEST
+    failure = failure_of_response(answer(402, error))
+    assert (failure.kind, failure.of_account, failure.mendable) == (FailureKind.REQUEST, False, True)
 
 
 # Public reports of errors that clients of the API took for something else, each by its address.
@@ -375,7 +377,7 @@ def connector_error() -> aiohttp.ClientConnectorError:
     [
         (httpx2.ReadTimeout("t"), FailureKind.TIMEOUT, True),
         (httpx2.ConnectTimeout("t"), FailureKind.TIMEOUT, False),
-        (httpx2.PoolTimeout("t"), FailureKind.TIMEOUT, False),
+        (httpx2.PoolTimeout("t"), FailureKind.EXHAUSTED, False),
         (httpx2.ReadError("r"), FailureKind.CONNECTION, True),
         (httpx2.ConnectError("c"), FailureKind.CONNECTION, False),
         (httpx2.RemoteProtocolError("p"), FailureKind.CONNECTION, True),
@@ -533,10 +535,10 @@ BY_STATUS = _words(
     external_storage_in_workspace_policy external_storage_not_available file_expired file_not_downloadable
     gcp_project_not_verified grant_required heartbeat_precondition_failed human_review_not_available
     human_review_on_with_external_storage image_dimensions_too_large invalid_config_type_change invalid_metadata
-    invalid_storage_arn invite_already_exists key_profile_mismatch linked_organization_billing_unavailable
-    linked_organization_spend_limit_reached org_api_key_limit_exceeded org_member_limit_exceeded
+    invalid_storage_arn invite_already_exists key_profile_mismatch
+    org_api_key_limit_exceeded org_member_limit_exceeded
     organization_level_scoped_api_key_required organization_not_eligible organization_not_enrolled_in_beta
-    organization_on_hold organization_type_not_supported parent_organization_required provider_not_allowed
+    organization_type_not_supported parent_organization_required provider_not_allowed
     ramp_limit_exceeded rbac_group_grants_owner_access rbac_group_managed_settings_not_found rbac_group_not_found
     rbac_group_order_limit_exceeded rbac_group_owner_access_unconfirmed rbac_role_not_found region_not_supported
     request_body_encoding_invalid request_body_encoding_unsupported request_body_too_large_after_decoding
@@ -546,8 +548,8 @@ BY_STATUS = _words(
     storage_not_attachable storage_profile_mismatch storage_profile_still_required storage_quota_exceeded
     storage_verification_failed thread_already_continued thread_continue_in_flight thread_fingerprint_mismatch
     thread_not_found thread_unsupported_request tool_name_conflict tool_reference_unresolved
-    transcripts_storage_required unsupported_charset unsupported_region user_profile_billing_not_authorized
-    user_profile_not_billable user_profile_not_found user_profile_required workspace_api_key_limit_exceeded
+    transcripts_storage_required unsupported_charset unsupported_region
+    user_profile_not_found user_profile_required workspace_api_key_limit_exceeded
     workspace_human_review_disabled workspace_member_limit_exceeded workspace_policy_violation
     """
 )

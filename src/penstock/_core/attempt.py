@@ -62,6 +62,8 @@ async def read_whole(http: httpx2.Response) -> None:
         InvalidStream: Its compression can't be undone.
     """
     call = current_call.get()
+    if call is not None and call.attempt is not None:
+        call.attempt.answered = True
     if call is not None and call.kind is RequestKind.MESSAGES and not _is_small(http, call.max_response_bytes):
         http.stream = Bounded(http, call.max_response_bytes)
     await http.aread()
@@ -90,6 +92,7 @@ class Attempt:
         usage: Tokens as far as known; `None` if the answer told none.
         stop_reason: As the API gave it.
         first_content_at: Time of the event loop at the first content of a stream.
+        answered: Whether an answer has begun to come.
         ended: Whether it is over.
     """
 
@@ -98,6 +101,7 @@ class Attempt:
         "_give_backs",
         "_read",
         "_sending",
+        "answered",
         "call",
         "ended",
         "failure",
@@ -118,7 +122,7 @@ class Attempt:
         call.attempts += 1
         self.number = call.attempts
         self.started_at = call.clock()
-        self.sent = False
+        self.sent = self.answered = False
         self.queued_s = 0.0
         self.key: str | None = None
         self.status: int | None = None

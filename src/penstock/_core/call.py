@@ -82,6 +82,7 @@ class Call:
         attempt: The last attempt opened; `None` once the call is over.
         usage: Tokens of all attempts that ended.
         place: Its place in the waiting line, in the line's own terms; a retried attempt keeps it.
+        forbidden: The key for which it was answered 403, in terms of the pool; `None` while it wasn't.
         notes: What the error finally raised should say besides the API's own words.
         waiting: Whether it stands in the waiting line now.
         closing: Whether its client is being closed.
@@ -102,6 +103,7 @@ class Call:
         "ended",
         "failure",
         "first_content_at",
+        "forbidden",
         "id",
         "key",
         "kind",
@@ -159,6 +161,7 @@ class Call:
         self.queued_s = 0.0
         self.key: str | None = None
         self.place: object = None
+        self.forbidden: object = None
         self.notes: list[str] = []
         self.waiting = False
         self.closing = False

@@ -1,8 +1,10 @@
-"""What a failure means: may it be tried again, does it speak of the service's health, may it have been billed.
+"""What a failure means: whose it is, may it be tried again, may it have been billed.
 
-The rule here: one table for all guards. The status says what failed. Where the API names a cause that says more than
-its status, it stands in `_CAUSES`; all others fall under their status. A header `x-should-retry` wins over both, as in
-the official SDK, but not over a spend cap, nor where asking again blindly may do harm.
+The rule here: one table for all guards. A failure is the caller's, this machine's, the account's, one connection's, the
+network's or the service's; only the last two count against the service. The status says what failed. Where the API
+names a cause that says more than its status, it stands in `_CAUSES`; all others fall under their status. A header
+`x-should-retry` wins over both, as in the official SDK, but not over a spend cap, nor where asking again blindly may do
+harm.
 
 Sources: https://platform.claude.com/docs/en/api/errors for statuses and types; the exceptions of the official SDK,
 whose docstrings say what each `error_code` means.
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import email.utils
 import enum
+import errno
 import math
+import re
 import ssl
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
@@ -36,10 +41,12 @@ __all__ = [
     "Cause",
     "Failure",
     "FailureKind",
+    "errors_below",
     "failure_of_error_event",
     "failure_of_exception",
     "failure_of_response",
     "retry_after_s",
+    "was_dropped",
 ]
 
 
@@ -54,6 +61,8 @@ class FailureKind(enum.Enum):
     """The caller closed a stream before its end."""
     CONNECTION = "connection"
     """The connection failed, or the answer broke off."""
+    EXHAUSTED = "exhausted"
+    """This machine has run out of files, ports or connections, so that nothing was sent."""
     TIMEOUT = "timeout"
     RATE_LIMITED = "rate_limited"
     """429: the quota's limit."""
@@ -80,6 +89,8 @@ class Cause(enum.Enum):
     """What one's own organization may spend is spent."""
     ACCOUNT = "account"
     """It speaks of the organization that the key belongs to, whatever the request is."""
+    CUSTOMER = "customer"
+    """It speaks of a customer's organization that was to pay for this one request, not of ours."""
     NOTHING_DONE = "nothing_done"
     """The request was not processed, and the same may succeed: retried, never billed."""
     PERMANENT = "permanent"
@@ -92,8 +103,14 @@ _CAUSES: Final = {
     "enforced_spend_limit_reached": Cause.SPEND_CAP,
     "contract_spend_limit_reached": Cause.SPEND_CAP,
     # 400
+    "organization_on_hold": Cause.ACCOUNT,
     "request_body_timeout": Cause.NOTHING_DONE,
     "external_key_validation_timed_out": Cause.NOTHING_DONE,
+    # 402, 403: of the customer behind `user_profile_id`, with `bill_to: user_profile`.
+    "linked_organization_billing_unavailable": Cause.CUSTOMER,
+    "linked_organization_spend_limit_reached": Cause.CUSTOMER,
+    "user_profile_billing_not_authorized": Cause.CUSTOMER,
+    "user_profile_not_billable": Cause.CUSTOMER,
     # 409
     "gcp_project_controlled_by_another_organization": Cause.PERMANENT,
     "memory_path_conflict_error": Cause.PERMANENT,
@@ -121,18 +138,27 @@ _CAUSES: Final = {
 
 _WORDS: Final = (
     (429, "spend limit", Cause.SPEND_CAP),
+    # "Extra usage is required for long context requests.": of this request, so that waiting doesn't help.
+    (429, "required for long context", Cause.PERMANENT),
     (400, "credit balance is too low", Cause.ACCOUNT),
+    (400, "reached your specified", Cause.ACCOUNT),  # "… API usage limits", "… workspace API usage limits"
     (400, "organization has been disabled", Cause.ACCOUNT),
+    (403, "organization has been disabled", Cause.ACCOUNT),
     # Source: https://platform.claude.com/docs/en/build-with-claude/fallback-credit
     (400, "redemption temporarily unavailable", Cause.NOTHING_DONE),
 )
 """Causes for which the API has words only. Words can change: then these fall under their status again."""
+
+# Behind a colon or a quotation mark the API may repeat what it was sent: nobody's input may speak for the account.
+_QUOTED: Final = re.compile("""[:"`]| '""")
+_ACCOUNT_CAUSES: Final = frozenset({Cause.ACCOUNT, Cause.SPEND_CAP})
 
 _PERMANENT_5XX: Final = frozenset({501, 505})
 
 _RETRYABLE = frozenset(
     {
         FailureKind.CONNECTION,
+        FailureKind.EXHAUSTED,
         FailureKind.TIMEOUT,
         FailureKind.RATE_LIMITED,
         FailureKind.OVERLOADED,
@@ -155,8 +181,9 @@ _NEVER_BILLED = frozenset(
 )
 _RETRYABLE_4XX = frozenset({408, 409})
 _ACCOUNT = frozenset({FailureKind.AUTHENTICATION, FailureKind.SPEND_CAP})
-_ACCOUNT_4XX = frozenset({402, 403})
-_OUTSIDE = frozenset({FailureKind.CONNECTION, FailureKind.RATE_LIMITED, FailureKind.OVERLOADED})
+_FORBIDDEN = 403
+_ACCOUNT_4XX = frozenset({402, _FORBIDDEN})
+_OUTSIDE = frozenset({FailureKind.CONNECTION, FailureKind.EXHAUSTED, FailureKind.RATE_LIMITED, FailureKind.OVERLOADED})
 # What stands before the service says so; a 500 or a 504 may well be the request's.
 _AWAY = frozenset({502, 503})
 _STATUS_OF_TYPE = {
@@ -189,6 +216,9 @@ class Failure:
         retry_after_s: Seconds that the server asks to wait.
         should_retry: The server's own word (`x-should-retry`).
         sent: False if the request certainly never left this machine.
+        dropped: Whether it is one connection's, which was closed as the request came: a server may do that to one that
+            it was to keep. `Retry` says so, once in a call: what happens to a second one speaks of the service.
+        elsewhere: Whether it is one key's, and another can serve.
     """
 
     kind: FailureKind
@@ -199,10 +229,19 @@ class Failure:
     retry_after_s: float | None = None
     should_retry: bool | None = None
     sent: bool = True
+    dropped: bool = False
+    elsewhere: bool = False
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it speaks of one key or one connection alone, so that another takes its place: that is no retry."""
+        return self.dropped or self.elsewhere
 
     @property
     def retryable(self) -> bool:
         """Whether another attempt may succeed."""
+        if self.at_once:
+            return True
         if self.kind is FailureKind.SPEND_CAP or self.cause is Cause.MAYBE_DONE:
             return False
         if self.should_retry is not None:
@@ -214,30 +253,44 @@ class Failure:
     @property
     def of_service(self) -> bool:
         """Whether it speaks of the service's health, which is what a circuit breaker counts: never a 4xx or a 429."""
-        return self.kind in _SERVICE
+        return self.kind in _SERVICE and not self.dropped
 
     @property
     def of_account(self) -> bool:
         """Whether it speaks of the key or its organization, so that no request at all would fare better."""
-        account = self.kind in _ACCOUNT or self.status in _ACCOUNT_4XX or self.cause is Cause.ACCOUNT
-        return account and self.cause is not Cause.PERMANENT
+        if self.cause is not None:
+            return self.cause in _ACCOUNT_CAUSES
+        return self.kind in _ACCOUNT or self.status in _ACCOUNT_4XX
+
+    @property
+    def of_key(self) -> bool:
+        """Whether it speaks of the key alone, not of all that its organization has."""
+        return self.kind is FailureKind.AUTHENTICATION or self.of_request_maybe
+
+    @property
+    def of_request_maybe(self) -> bool:
+        """Whether it can be the request's as well as the key's: a 403 may forbid one model, or one feature."""
+        return self.status == _FORBIDDEN and self.cause is None
 
     @property
     def mendable(self) -> bool:
         """Whether the same request may well succeed once something has changed that lies outside it.
 
-        It speaks of the account, of the quota, of the network or of an overloaded service, and nothing else is known
-        against the request.
+        It speaks of who pays, of the quota, of this machine, of the network or of an overloaded service, and nothing
+        else is known against the request.
         """
-        return self.of_account or self.kind in _OUTSIDE or (self.kind is FailureKind.SERVER and self.status in _AWAY)
+        pays = self.of_account or self.cause is Cause.CUSTOMER
+        return pays or self.kind in _OUTSIDE or (self.kind is FailureKind.SERVER and self.status in _AWAY)
 
     @property
     def may_be_billed(self) -> bool:
         """Whether the API may have done work for it.
 
-        Only a refusal, a 4xx, a 529, a request never sent, and one about which the API has done nothing are free.
+        Only a refusal, a 4xx, a 529, a request never sent or dropped with its connection, and one about which the API
+        has done nothing are free.
         """
-        return self.sent and self.kind not in _NEVER_BILLED and self.cause is not Cause.NOTHING_DONE
+        free = self.kind in _NEVER_BILLED or self.cause is Cause.NOTHING_DONE or self.dropped
+        return self.sent and not free
 
 
 ABANDONED = Failure(kind=FailureKind.ABANDONED)
@@ -311,7 +364,15 @@ def _cause_of(status: int, error_type: str | None, error_code: str | None, messa
     named = _CAUSES.get(error_code or "") or _CAUSES.get(error_type or "")
     if named is not None or message is None:
         return named
-    return next((cause for of, words, cause in _WORDS if of == status and words in message), None)
+    own = _QUOTED.split(message, 1)[0]
+    return next(
+        (
+            cause
+            for of, words, cause in _WORDS
+            if of == status and words in (own if cause in _ACCOUNT_CAUSES else message)
+        ),
+        None,
+    )
 
 
 def _failure(status: int | None, error: object, headers: Mapping[str, str]) -> Failure:
@@ -351,14 +412,12 @@ def failure_of_exception(error: BaseException) -> Failure:
         # The SDK raises for an error inside a stream what its HTTP status is: 200.
         in_stream = not error.response.is_error
         return failure_of_error_event(error.body) if in_stream else failure_of_response(error.response)
-    if _cannot_be_sent(error):
-        return Failure(kind=FailureKind.OTHER, error_type=type(error).__name__, sent=False)
     kind = _kind_of_exception(error)
     return Failure(
         kind=kind,
         error_type=type(error).__name__,
         should_retry=_word_of(error),
-        sent=kind is not FailureKind.REFUSED and _was_sent(error),
+        sent=kind not in _NEVER_SENT and not _cannot_be_sent(error) and _was_sent(error),
     )
 
 
@@ -386,15 +445,47 @@ _KINDS: Final[tuple[tuple[type[BaseException], FailureKind], ...]] = (
 
 
 def _kind_of_exception(error: BaseException) -> FailureKind:
+    if isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
+        if _has_run_out(error):
+            return FailureKind.EXHAUSTED
+        if _cannot_be_sent(error) or isinstance(error.__cause__, _BLUNDERS):
+            return FailureKind.OTHER
     return next((kind for of, kind in _KINDS if isinstance(error, of)), FailureKind.CANCELLED)
 
 
+_NEVER_SENT: Final = frozenset({FailureKind.REFUSED, FailureKind.EXHAUSTED})
+_NO_MORE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _UNSENDABLE: Final = (
-    httpx2.UnsupportedProtocol,
+    anthropic.CredentialsError,
+    WorkloadIdentityError,
+    httpx2.InvalidURL,
     httpx2.LocalProtocolError,
     httpx2.TooManyRedirects,
+    httpx2.UnsupportedProtocol,
     ssl.SSLCertVerificationError,
 )
+# Neither a system nor a transport says of a connection that it failed by one of these.
+_BLUNDERS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ExceptionGroup,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_DEEPEST: Final = 20
+
+
+def _has_run_out(error: BaseException) -> bool:
+    """Whether a connection could not be had because this machine has none left to give."""
+    return any(
+        isinstance(below, httpx2.PoolTimeout) or (isinstance(below, OSError) and below.errno in _NO_MORE)
+        for below in errors_below(error)
+    )
 
 
 def _cannot_be_sent(error: BaseException) -> bool:
@@ -402,20 +493,42 @@ def _cannot_be_sent(error: BaseException) -> bool:
 
     The SDK calls all of that a connection error: an address or header that is none, a certificate that isn't trusted.
     """
-    if not isinstance(error, anthropic.APIConnectionError | httpx2.TransportError):
-        return isinstance(error, anthropic.CredentialsError | WorkloadIdentityError | httpx2.InvalidURL)
+    if not isinstance(error, anthropic.AnthropicError | httpx2.TransportError | httpx2.InvalidURL):
+        return False
     return isinstance(error.__cause__, ValueError | TypeError) or any(
-        isinstance(below, _UNSENDABLE) for below in _with_causes(error)
+        # Where httpcore doesn't translate what its h11 says, only the name is known.
+        isinstance(below, _UNSENDABLE) or type(below).__name__ == "LocalProtocolError"
+        for below in errors_below(error)
     )
 
 
-def _with_causes(error: BaseException) -> Iterator[object]:
-    below: BaseException | None = error
-    while below is not None:
-        yield below
-        # Where httpcore translates an error, it keeps it as an argument only.
-        yield from below.args
-        below = below.__cause__
+def errors_below(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and what it says led to it, outermost first.
+
+    What was merely being handled meanwhile isn't followed: that may be any other error, of the caller's own.
+    """
+    return islice(_below(error), _DEEPEST)
+
+
+def _below(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    # Where httpcore translates an error, it keeps it as an argument only.
+    held = (*error.args, *error.exceptions) if isinstance(error, BaseExceptionGroup) else error.args
+    for below in (error.__cause__, *held):
+        if isinstance(below, BaseException):
+            yield from _below(below)
+
+
+def was_dropped(error: BaseException) -> bool:
+    """Whether a connection that was there was closed while an answer was waited for.
+
+    A server may close one that is kept alive at any moment, also as the next request is on its way. Whether any of an
+    answer had come, the error doesn't say.
+    """
+    cause = error if isinstance(error, httpx2.TransportError) else error.__cause__
+    if isinstance(cause, httpx2.RemoteProtocolError):
+        return "without sending a response" in str(cause)
+    return isinstance(cause, httpx2.ReadError | httpx2.WriteError | httpx2.ConnectError) and _was_sent(error)
 
 
 def _was_sent(error: BaseException) -> bool:
@@ -426,9 +539,10 @@ def _was_sent(error: BaseException) -> bool:
     while making one.
     """
     cause = error if isinstance(error, httpx2.TransportError) else error.__cause__
-    if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+    if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout | httpx2.ProxyError):
         return False
     if isinstance(cause, httpx2.ConnectError):
         below = type(cause.__cause__)
-        return below.__module__.startswith("aiohttp") and "Connector" not in below.__name__
+        connecting = any("Connector" in each.__name__ for each in below.__mro__)
+        return below.__module__.startswith("aiohttp") and not connecting
     return True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from penstock.batch.progress import OnProgress, Progress
 
-__all__ = ["ProgressBar", "ProgressLines", "display", "told", "waited"]
+__all__ = ["ProgressBar", "ProgressLines", "display", "draws_bar", "told", "waited"]
 
 _LINE_EVERY_S = 5.0
 _BAR_EVERY_S = 0.25
@@ -37,13 +37,18 @@ def display(file: TextIO | None = None) -> tuple[OnProgress, float]:
     out: TextIO | None = sys.stderr if file is None else file
     if out is None or not _is_open(out):
         return _nowhere, _LINE_EVERY_S
-    if _is_terminal(out) and importlib.util.find_spec("rich") is not None:
+    if draws_bar(out):
         from rich.console import Console  # noqa: PLC0415 - belongs to an extra
 
         console = Console(file=out, force_terminal=True, force_jupyter=False)
         if not console.is_dumb_terminal:
             return ProgressBar(console), _BAR_EVERY_S
     return ProgressLines(out), _LINE_EVERY_S
+
+
+def draws_bar(file: TextIO | None) -> bool:
+    """Whether progress there is a bar, but in a terminal that can't place one."""
+    return _is_terminal(file) and importlib.util.find_spec("rich") is not None
 
 
 def _nowhere(_: Progress) -> None:

@@ -17,6 +17,7 @@ import anthropic
 from anthropic.types import Message, TextBlock
 
 from penstock._core.failure import failure_of_error_event, failure_of_exception
+from penstock._core.network import network_problem
 from penstock.errors import (
     ContextOverflow,
     InvalidHistory,
@@ -102,7 +103,11 @@ def reason_of(error: Exception) -> str:
     told: object = cast("_Fields", body).get("error") if isinstance(body, Mapping) else None
     fields: _Fields = cast("_Fields", told) if isinstance(told, Mapping) else {}
     status = f"{error.status_code} " if isinstance(error, anthropic.APIStatusError) else ""
-    text = f"{status}{fields.get('type')}: {fields.get('message')}" if fields else str(error) or type(error).__name__
+    if fields:
+        text = f"{status}{fields.get('type')}: {fields.get('message')}"
+    else:
+        lost = network_problem(error) if isinstance(error, anthropic.APIConnectionError) else None
+        text = lost or str(error) or type(error).__name__
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
 

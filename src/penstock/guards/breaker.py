@@ -1,8 +1,8 @@
 """The circuit breaker: while the service of a model class is down, its requests are refused at once, not sent to fail.
 
 The rule here: an attempt counts once, when it has ended, and only by what it says of the service's health. An answer
-counts for it, 4xx and 429 included; 5xx, 529, time-outs and broken connections count against it; a cancellation or a
-refusal of our own says nothing.
+counts for it, 4xx and 429 included; 5xx, 529, time-outs and broken connections count against it; a cancellation, a
+refusal or a lack of our own, and one kept connection that was closed meanwhile, say nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ _NO_OBSERVERS: Final = Observers()
 _MOST_CLASSES: Final = 1_000
 _BUSY_S: Final = 1.0
 _COUNTED: Final = -1
-_SILENT: Final = frozenset({FailureKind.REFUSED, FailureKind.CANCELLED, FailureKind.ABANDONED, FailureKind.OTHER})
+_SILENT: Final = frozenset(
+    {
+        FailureKind.REFUSED,
+        FailureKind.CANCELLED,
+        FailureKind.ABANDONED,
+        FailureKind.EXHAUSTED,
+        FailureKind.OTHER,
+    }
+)
 
 
 class BreakerOptions(Options):
@@ -345,9 +353,9 @@ def failed_service(attempt: Attempt) -> bool | None:
     failure = attempt.failure
     if failure is not None and failure.of_service:
         return True
-    if failure is None or failure.kind not in _SILENT or attempt.first_content_at is not None:
+    if failure is None or attempt.first_content_at is not None:
         return False
-    return None
+    return None if failure.dropped or failure.kind in _SILENT else False
 
 
 def _content_of(attempt: Attempt) -> Callable[[], bool]:

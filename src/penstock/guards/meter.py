@@ -6,33 +6,37 @@ ended, and however many there are, the totals take the same memory.
 
 from __future__ import annotations
 
-import os
-import socket
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anthropic
-import httpx2
 
 from penstock._core.attempt import open_attempt
 from penstock._core.durations import Durations, DurationStatistics
-from penstock._core.failure import FailureKind, failure_of_exception
+from penstock._core.failure import failure_of_exception
 from penstock._core.kind import RequestKind
+from penstock._core.network import network_problem
+from penstock.events import NetworkChanged, Observers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from anthropic import APIRequest
 
     from penstock._core.attempt import Attempt, CallNext, Response
+    from penstock._core.failure import Failure
     from penstock._core.usage import Usage
 
 __all__ = ["Meter", "MeterStatistics", "ModelStatistics"]
 
 _MOST_MODELS: Final = 100
+_NO_OBSERVERS: Final = Observers()
 _OTHER: Final = "other"
+# A network that comes and goes is told of so often.
+_TOLD_EVERY_S: Final = 10.0
 _TOO_MANY_REQUESTS: Final = 429
 
 
@@ -83,11 +87,13 @@ class MeterStatistics:
         models: By model.
         network: Why the API can't be reached, by the last attempt that found no way to it or no answer; `None` once
             there was an answer again.
+        reached: Whether there ever was an answer, whatever it said.
     """
 
     total: ModelStatistics
     models: Mapping[str, ModelStatistics]
     network: str | None
+    reached: bool
 
 
 class _Totals:
@@ -153,6 +159,9 @@ class Meter(anthropic.Middleware):
 
     It stands next to the transport, so that its times hold no waiting in line.
 
+    Args:
+        observers: Told when the API can't be reached, and when it answers again (`NetworkChanged`).
+
     Example:
         >>> meter = Meter()
         >>> claude = anthropic.AsyncAnthropic(api_key="…", middleware=[meter])
@@ -160,9 +169,12 @@ class Meter(anthropic.Middleware):
         0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, observers: Observers = _NO_OBSERVERS) -> None:
+        self._observers = observers
         self._models: dict[str, _Totals] = {}
         self._network: str | None = None
+        self._reached = self._told = False
+        self._told_at = -math.inf
 
     def __repr__(self) -> str:
         attempts = sum(totals.attempts for totals in self._models.values())
@@ -174,7 +186,7 @@ class Meter(anthropic.Middleware):
         for totals in self._models.values():
             total.include(totals)
         models = {model: totals.statistics() for model, totals in self._models.items()}
-        return MeterStatistics(total=total.statistics(), models=models, network=self._network)
+        return MeterStatistics(total=total.statistics(), models=models, network=self._network, reached=self._reached)
 
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on, and add its attempt to the sums when it has ended."""
@@ -185,10 +197,26 @@ class Meter(anthropic.Middleware):
             try:
                 response = await attempt.hand_on(request, call_next)
             except Exception as error:
-                self._network = _network_failure(error) or self._network
+                failure = failure_of_exception(error)
+                self._note_problem(network_problem(error, failure), failure, attempt.call.clock())
                 raise
-            self._network = None
+            self._network, self._reached = None, True
+            if self._told:
+                self._tell(None)
             return response
+
+    def _note_problem(self, problem: str | None, failure: Failure, now: float) -> None:
+        if problem is None:
+            return
+        self._network = problem
+        # A connection that was there, and was lost, is told with what failed by it.
+        if not (failure.sent or self._told) and now - self._told_at >= _TOLD_EVERY_S:
+            self._told_at = now
+            self._tell(problem)
+
+    def _tell(self, problem: str | None) -> None:
+        self._told = problem is not None
+        self._observers.emit(NetworkChanged(problem=problem))
 
     def _measure(self, attempt: Attempt) -> None:
         attempt.push(partial(self._add, attempt.call.model, attempt.call.clock()))
@@ -203,38 +231,3 @@ class Meter(anthropic.Middleware):
             name = model if len(self._models) < _MOST_MODELS else _OTHER
             totals = self._models.setdefault(name, _Totals())
         return totals
-
-
-def _network_failure(error: Exception) -> str | None:
-    """Return how the network failed, in words of ours and the system's: those of a library may hold anything."""
-    failure = failure_of_exception(error)
-    if failure.kind is not FailureKind.CONNECTION and failure.kind is not FailureKind.TIMEOUT:
-        return None
-    below = list(_causes(error))
-    host = next((host for each in below if (host := _host_of(each))), "the API")
-    if failure.kind is FailureKind.TIMEOUT:
-        return f"{host} doesn't answer in time" if failure.sent else f"can't reach {host}: timed out"
-    why = next((why for each in reversed(below) if (why := _reason_of(each))), "the connection failed")
-    return f"the connection to {host} was lost" if failure.sent else f"can't reach {host}: {why}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _host_of(error: BaseException) -> str | None:
-    try:
-        return error.request.url.host if isinstance(error, httpx2.RequestError) else None
-    except RuntimeError:
-        # Nobody has told it which request it is about.
-        return None
-
-
-def _reason_of(error: BaseException) -> str | None:
-    if not isinstance(error, OSError) or error.errno is None:
-        return None
-    # Names that aren't found have numbers of their own, and words that name nothing.
-    words = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
-    return None if words is None else words.lower()

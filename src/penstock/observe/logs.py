@@ -30,6 +30,7 @@ from penstock.events import (
     GiveBackFailed,
     KeyChanged,
     LimitsLearned,
+    NetworkChanged,
     RetryScheduled,
 )
 
@@ -102,8 +103,9 @@ def _level_of(event: Event) -> int:
         if event.disbelieved_s is not None:
             return logging.WARNING
         return logging.INFO if event.delay_s >= _LONG_S else logging.DEBUG
-    if isinstance(event, KeyChanged):
-        return logging.INFO if event.state == "ok" else logging.WARNING
+    if isinstance(event, KeyChanged | NetworkChanged):
+        well = event.state == "ok" if isinstance(event, KeyChanged) else event.problem is None
+        return logging.INFO if well else logging.WARNING
     return _LEVELS.get(type(event), logging.INFO)
 
 

@@ -431,7 +431,7 @@ async def test_a_refused_key_is_quarantined_and_another_serves(virtual_time: Vir
         await site.claude.messages.create(**ask())
     failure = site.watching.attempts[0].failure
     assert failure is not None
-    assert (failure.kind, failure.should_retry, failure.retryable) == (FailureKind.AUTHENTICATION, True, True)
+    assert (failure.kind, failure.elsewhere, failure.retryable) == (FailureKind.AUTHENTICATION, True, True)
     for _ in range(4):
         await site.claude.messages.create(**ask())
     assert Counter(entry.key for entry in site.simulator.journal) == {"sk-bad": 1, "sk-good": 4}
@@ -452,9 +452,8 @@ async def test_with_no_key_left_the_next_call_is_refused_at_once(virtual_time: V
     attempt = site.watching.attempts[0]
     assert attempt.failure is not None
     assert not attempt.failure.retryable
-    assert attempt.call.notes == [
-        f"{Secret('sk-bad').name} was refused and no other key is left; it is tried again in 60 s"
-    ]
+    note = f"{Secret('sk-bad').name} was refused (authentication failed) and no other key is left"
+    assert attempt.call.notes == [f"{note}; it is tried again in 60 s"]
     with pytest.raises(NoKeyAvailable) as raised:
         await site.claude.messages.create(**ask())
     assert raised.value.retry_after_s == pytest.approx(60, abs=0.1)
@@ -1000,4 +999,4 @@ async def test_a_failure_is_a_value_that_others_may_read(virtual_time: VirtualTi
         await site.claude.messages.create(**ask())
     failure = site.watching.attempts[0].failure
     assert failure is not None
-    assert replace(failure, should_retry=None).retryable is False
+    assert replace(failure, elsewhere=False).retryable is False

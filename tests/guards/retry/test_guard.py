@@ -573,9 +573,10 @@ async def test_the_last_connection_error_gets_the_note_too() -> None:
     with pytest.raises(anthropic.APIConnectionError) as raised:
         await server.client(retry_of(max_attempts=2)).messages.create(**ASK)
 
-    assert len(server.requests) == 2
+    # The first connection may have been an old one, so that it doesn't count.
+    assert len(server.requests) == 1 + 2
     assert raised.value.__cause__ is lost
-    assert raised.value.__notes__[0].startswith("2 attempts in ")
+    assert raised.value.__notes__[0].startswith("3 attempts in ")
 
 
 async def test_the_number_of_retries_is_told_to_the_server_and_to_the_caller() -> None:
@@ -779,7 +780,7 @@ async def test_with_the_sdks_retries_on_a_lost_connection_adds_one_attempt_for_e
     with pytest.raises(anthropic.APIConnectionError):
         await server.client(retry_of(max_attempts=3), max_retries=2).messages.create(**ASK)
 
-    assert len(server.requests) == 3 + 2
+    assert len(server.requests) == 1 + 3 + 2
 
 
 # The quota.

@@ -16,6 +16,7 @@ import anyio
 
 from penstock._core.context import labels
 from penstock.batch.journal import Journal
+from penstock.batch.progress_display import draws_bar
 from penstock.batch.result import is_account_refused, reason_of
 from penstock.cli.run.feed import Feed
 from penstock.cli.run.interrupt import Interruptible
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from penstock.batch.progress import Progress
     from penstock.batch.run import Run
     from penstock.cli.run.arguments import RunOptions
     from penstock.settings import Settings
@@ -40,6 +42,9 @@ _SOME_FAILED: Final = 1
 _REFUSED: Final = 2
 _ACCOUNT_REFUSED: Final = 3
 _READER_LEFT: Final = 141
+_LOOK_AT: Final = "Look at the address, the proxy and the network."
+# Seconds in which not one request got through.
+_HOPELESS_S: Final = 60.0
 
 
 def run(options: RunOptions, arguments: Sequence[str]) -> int:
@@ -95,6 +100,11 @@ class _Run:
         self._results: Run | None = None
         self._failures = Failures()
         self._complete = False
+        self._claude: Client | None = None
+        self._told = False
+        # Set once it is given up, because nothing gets through.
+        self._unreached: str | None = None
+        self._scope: anyio.CancelScope
 
     async def ask(self) -> int:
         """Ask all; return the exit code."""
@@ -109,13 +119,16 @@ class _Run:
             # Of the run as a whole: what concerns one request is its result.
             refused = isinstance(error, AccountRefused) or is_account_refused(error)
             return self._stopped(error, _ACCOUNT_REFUSED if refused else _SOME_FAILED)
+        if self._unreached is not None:
+            return self._stopped(anthropic.AnthropicError(self._unreached), _SOME_FAILED)
         if interruptible.code and not self._complete:
             return self._stopped(None, interruptible.code)
         return self._ended()
 
     async def _ask(self) -> None:
         async with AsyncExitStack() as stack:
-            claude = await self._client(stack)
+            claude = self._claude = await self._client(stack)
+            self._scope = stack.enter_context(anyio.CancelScope())
             await self._feed.wait()
             if self._path is not None:
                 self._journal = await self._opened(stack, self._path)
@@ -163,6 +176,7 @@ class _Run:
             "retry_failed": self._options.retry_failed,
             "total": self._feed.total,
             "progress": self._shows_progress(),
+            "on_progress": self._watch,
         }
         if self._options.via == "batches":
             times = {"deadline_s": self._options.deadline_s, "poll_s": self._options.poll_s}
@@ -178,6 +192,25 @@ class _Run:
         # Results in the same terminal would tear the bar.
         return sys.stderr.isatty() and (self._path is not None or not sys.stdout.isatty())
 
+    def _watch(self, progress: Progress) -> None:
+        """Tell once that the API can't be reached, and give up where it never was."""
+        problem = self._never_reached()
+        if problem is None or progress.ended:
+            return
+        if not self._told:
+            self._told = True
+            # A bar tells it by itself, and would be torn.
+            if not (self._shows_progress() and draws_bar(sys.stderr)):
+                _say(f"penstock run: {problem}; trying again")
+        if progress.elapsed_s >= _HOPELESS_S:
+            self._unreached = f"not one request got through in {_HOPELESS_S:.0f} s: {problem}. {_LOOK_AT}"
+            self._scope.cancel()
+
+    def _never_reached(self) -> str | None:
+        """Return why not one request got through, if that is so."""
+        attempts = None if self._claude is None else self._claude.statistics().attempts
+        return None if attempts is None or attempts.reached else attempts.network
+
     # What is told in the end
 
     def _ended(self) -> int:
@@ -192,6 +225,8 @@ class _Run:
                 _say(f"{in_file:,} failed by {self._path}. Ask again with: {self._command('--retry-failed')}")
             elif failed and self._journal is not None:
                 _say(f"None for a reason of its own. Ask again with: {self._command('--resume')}")
+        if problem := self._never_reached():
+            _say(f"penstock run: not one request got through: {problem}. {_LOOK_AT}")
         if failed and self._failures.of_account == len(self._failures):
             return _ACCOUNT_REFUSED
         return _SOME_FAILED if failed or in_file else 0

@@ -1,7 +1,7 @@
 """What an answer tells of its key and quota, and what follows from it.
 
-The rule here: an answer that refuses for the key's or the quota's sake is marked to be tried again where another key
-can serve; where none can, its error says so.
+The rule here: an answer that refuses for the key's or the quota's sake is marked to be sent again with another key
+where one can serve; where none can, its error says so, and whose it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from penstock.guards.admit.limits import Cost
 
 if TYPE_CHECKING:
     from penstock._core.attempt import Attempt
+    from penstock._core.context import Pin
     from penstock._core.failure import Failure
     from penstock.events import Observers
     from penstock.guards.admit.keys import Key, KeyPool
@@ -65,13 +66,10 @@ class Feedback:
                 self._works(grant.key)
         elif failure.kind is FailureKind.RATE_LIMITED:
             self._rate_limited(failure, attempt, grant.key, model_class, now)
-        elif failure.kind is FailureKind.SPEND_CAP:
-            quarantine = grant.key.quota.quarantine
-            quarantine.begin(now=now)
-            self._changed(grant.key, "quarantined", "spend limit reached", quarantine.again_in_s(now=now))
-            self._fail_over(grant.key, attempt, model_class, now=now)
-        elif failure.kind is FailureKind.AUTHENTICATION:
-            self.refused(grant.key, attempt, now=now)
+        elif failure.of_request_maybe:
+            self._forbidden(grant.key, attempt, failure, now=now)
+        elif failure.of_account:
+            self.refused(grant.key, attempt, failure, now=now)
 
     def _learn(
         self, grant: Grant, model_class: str, headers: LimitHeaders, failure: Failure | None, now: float
@@ -112,17 +110,27 @@ class Feedback:
                 quarantine.end()
                 self._changed(key, "ok", "accepted again", None)
 
-    def refused(self, key: Key, attempt: Attempt, *, now: float) -> None:
-        """A 401: quarantine the key, and have the call tried with another if there is one."""
-        key.quarantine.begin(now=now)
-        again_s = key.quarantine.again_in_s(now=now)
-        self._changed(key, "quarantined", "authentication failed", again_s)
-        if self._pool.others(key, now=now) and attempt.failure is not None:
-            attempt.failure = replace(attempt.failure, should_retry=True)
-        else:
+    def refused(self, key: Key, attempt: Attempt, failure: Failure, *, now: float, pin: Pin | None = None) -> None:
+        """Quarantine a refused key, or the quota of a refused organization, and have the call go to another."""
+        quarantine = key.quarantine if failure.kind is FailureKind.AUTHENTICATION else key.quota.quarantine
+        reason = _reason(failure)
+        quarantine.begin(now=now, reason=reason)
+        again_s = quarantine.again_in_s(now=now)
+        self._changed(key, "quarantined", reason, again_s)
+        # With none left, nothing that the server says of retries changes that.
+        elsewhere = self._pool.others(key, now=now, pin=pin)
+        attempt.failure = replace(failure, elsewhere=elsewhere, should_retry=None)
+        if not elsewhere:
             attempt.call.notes.append(
-                f"{key.name} was refused and no other key is left; it is tried again in {again_s:.0f} s"
+                f"{key.name} was refused ({reason}) and no other key is left; it is tried again in {again_s:.0f} s"
             )
+
+    def _forbidden(self, key: Key, attempt: Attempt, failure: Failure, *, now: float) -> None:
+        """Have a call that one key may not make go to another, once: if that may not either, it is the call's."""
+        call = attempt.call
+        if call.forbidden is None and self._pool.others(key, now=now):
+            call.forbidden = key
+            attempt.failure = replace(failure, elsewhere=True)
 
     def _fail_over(self, key: Key, attempt: Attempt, model_class: str, *, now: float) -> None:
         """Let a call whose quota is spent go to another quota at once: the line knows how long this one must rest."""
@@ -136,3 +144,10 @@ class Feedback:
 
     def _changed(self, key: Key, state: str, reason: str, again_s: float | None) -> None:
         self._observers.emit(KeyChanged(key=key.name, state=state, reason=reason, again_s=again_s))
+
+
+def _reason(failure: Failure) -> str:
+    """Return why a key or its organization was refused, in words of ours."""
+    if failure.kind is FailureKind.AUTHENTICATION:
+        return "authentication failed"
+    return "spend limit reached" if failure.kind is FailureKind.SPEND_CAP else f"account refused, {failure.status}"

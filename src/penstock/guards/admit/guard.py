@@ -218,6 +218,7 @@ class Admit(Middleware):
             session=labels.get("session"),
             deadline=call.deadline,
             place=cast("Place | None", call.place),
+            avoid=call.forbidden,
             estimate=estimate,
         )
 
@@ -257,8 +258,10 @@ class Admit(Middleware):
         if pin is not None and attempt.ok and (http := http_response_of(response)) is not None:
             self.pool.recognise(key, LimitHeaders.read(http.headers.raw).quota_id(self.options.quota_scope))
             pin.key, pin.quota = key.name, key.quota.name
-        if attempt.failure is not None and attempt.failure.kind is FailureKind.AUTHENTICATION:
-            self._feedback.refused(key, attempt, now=anyio.current_time())
+        failure = attempt.failure
+        # What else is forbidden there, a key or an endpoint, is told by no more than words.
+        if failure is not None and failure.of_account and not failure.of_request_maybe:
+            self._feedback.refused(key, attempt, failure, now=anyio.current_time(), pin=pin)
             self.line.wake()
         return response
 

@@ -1,8 +1,8 @@
 """The pool of API keys, and the quotas that they spend from.
 
 The rule here: a key's quota is recognised by the headers of its answers; until then each key counts as a quota of its
-own. A 401 quarantines the key, a spend cap its quota; one request at a time probes whether that still holds. Nothing
-here waits.
+own. A 401 quarantines the key, an account that is refused its quota; one request at a time probes whether that still
+holds. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Key:
     def may_use(self, *, now: float) -> bool:
         """Whether it, and its quota, may be used now."""
         return self.quarantine.may_use(now=now) and self.quota.quarantine.may_use(now=now)
+
+    @property
+    def reason(self) -> str:
+        """Why it, or its quota, is quarantined."""
+        return (self.quarantine if self.quarantine.active else self.quota.quarantine).reason
 
     def again_in_s(self, *, now: float) -> float:
         """Return the seconds until it may be used."""
@@ -159,7 +164,9 @@ class KeyPool:
         if all(key.quota is not quota for key in self.keys):
             self.quotas.pop(quota.name, None)
 
-    def choose(self, model_class: str, cost: Cost, *, now: float, session: str | None = None) -> Choice:
+    def choose(
+        self, model_class: str, cost: Cost, *, now: float, session: str | None = None, avoid: object = None
+    ) -> Choice:
         """Return a key that can take `cost` now, or how long to wait for one.
 
         Args:
@@ -167,6 +174,7 @@ class KeyPool:
             cost: What must be there.
             now: Time of the event loop.
             session: A session keeps to its quota while there is room, because prompt caches live there.
+            avoid: A key not to be used while another may be.
 
         Raises:
             RequestExceedsQuota: No usable key's limits can ever grant the cost.
@@ -175,6 +183,8 @@ class KeyPool:
         shortest = probe_s = math.inf
         cooling = usable = False
         for key in self.keys:
+            if key is avoid and self.others(key, now=now):
+                continue
             if not key.may_use(now=now):
                 probe_s = min(probe_s, key.again_in_s(now=now))
                 continue
@@ -199,12 +209,16 @@ class KeyPool:
             pin: Names a key, and the quota whose keys stand in for it; if neither is here, any key will do.
             now: Time of the event loop.
         """
-        keys = self.keys
-        if pin is not None:
-            quota = next((key.quota.name for key in keys if key.name == pin.key), pin.quota)
-            own = [key for key in keys if key.quota.name == quota]
-            keys = sorted(own, key=lambda key: key.name != pin.key) or keys
+        keys = self._of(pin)
         return next((key for key in keys if key.may_use(now=now)), keys[0] if keys else None)
+
+    def _of(self, pin: Pin | None) -> list[Key]:
+        keys = self.keys
+        if pin is None:
+            return keys
+        quota = next((key.quota.name for key in keys if key.name == pin.key), pin.quota)
+        own = [key for key in keys if key.quota.name == quota]
+        return sorted(own, key=lambda key: key.name != pin.key) or keys
 
     def check(self, model_class: str, cost: Cost, *, now: float) -> None:
         """Refuse a cost that no usable key could ever take.
@@ -272,6 +286,6 @@ class KeyPool:
             key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
         return True
 
-    def others(self, key: Key, *, now: float) -> bool:
-        """Whether another key than `key` may be used now."""
-        return any(other is not key and other.may_use(now=now) for other in self.keys)
+    def others(self, key: Key, *, now: float, pin: Pin | None = None) -> bool:
+        """Whether another key than `key` may be used now, of those that a pin leaves."""
+        return any(other is not key and other.may_use(now=now) for other in self._of(pin))

@@ -30,6 +30,7 @@ Flow: TypeAlias = tuple[str, str]
 
 _NOTHING = Cost(0, 0, 0)
 _MOST_CLASSES = 1000
+_MOST_TOLD = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Claim:
         session: Keeps to one quota while there is room.
         deadline: Time of the event loop; a cool-down known to last longer is refused at once.
         place: Where a retried request stood before.
+        avoid: A key not to be used while another may be.
         estimate: Gives the cost as estimated now: what is taken at the front, where others' answers have told more.
     """
 
@@ -56,6 +58,7 @@ class Claim:
     session: str | None = None
     deadline: float = math.inf
     place: Place | None = None
+    avoid: object = None
     estimate: Callable[[], Cost] | None = None
 
 
@@ -185,10 +188,35 @@ class Line:
         self.wake()
 
     def _choose(self, claim: Claim, now: float) -> Choice:
-        choice = self._pool.choose(claim.model_class, claim.cost, now=now, session=claim.session)
+        pool = self._pool
+        choice = pool.choose(claim.model_class, claim.cost, now=now, session=claim.session, avoid=claim.avoid)
         if choice.key is None:
-            _refuse_hopeless(choice, claim.deadline - now)
+            self._refuse_hopeless(choice, claim.deadline - now)
         return choice
+
+    def _refuse_hopeless(self, choice: Choice, left_s: float) -> None:
+        """Raise where waiting can't help: every key is quarantined, or the cool-down outlasts the deadline."""
+        again = choice.wait_s if choice.wait_s < math.inf else None
+        if choice.quarantined and again is None:
+            raise NoKeyAvailable("there is no API key left: all were retired. Add one.", retry_after_s=None)
+        if choice.quarantined:
+            raise NoKeyAvailable(
+                f"every API key is quarantined: {self._reasons()}. Nothing was sent; mend the key or its account. "
+                f"The next is tried again in {choice.wait_s:.0f} s.",
+                retry_after_s=again,
+            )
+        if choice.cooling and choice.wait_s > left_s:
+            raise NoKeyAvailable(
+                f"every quota is rate limited for another {choice.wait_s:.0f} s, "
+                f"longer than the {max(left_s, 0):.0f} s left to the deadline.",
+                retry_after_s=again,
+            )
+
+    def _reasons(self) -> str:
+        """Return why each key is quarantined, of the first few."""
+        keys = self._pool.keys
+        more = f", and {len(keys) - _MOST_TOLD} more" if len(keys) > _MOST_TOLD else ""
+        return ", ".join(f"{key.name} ({key.reason})" for key in keys[:_MOST_TOLD]) + more
 
     def _grant(self, key: Key, claim: Claim, now: float, place: Place | None) -> Grant:
         allowance = key.quota.of_class(claim.model_class)
@@ -269,22 +297,3 @@ class Line:
 def _amount(cost: Cost) -> float:
     """Return what a request counts in the line, where all that waits is measured alike."""
     return max(cost.input_tokens + cost.output_tokens, cost.requests)
-
-
-def _refuse_hopeless(choice: Choice, left_s: float) -> None:
-    """Raise where waiting can't help: every key is quarantined, or the cool-down outlasts the deadline."""
-    again = choice.wait_s if choice.wait_s < math.inf else None
-    if choice.quarantined and again is None:
-        raise NoKeyAvailable("there is no API key left: all were retired. Add one.", retry_after_s=None)
-    if choice.quarantined:
-        raise NoKeyAvailable(
-            "every API key is quarantined: the API refused it (401), or its organization reached its spend limit. "
-            f"Check the keys; the next is tried again in {choice.wait_s:.0f} s.",
-            retry_after_s=again,
-        )
-    if choice.cooling and choice.wait_s > left_s:
-        raise NoKeyAvailable(
-            f"every quota is rate limited for another {choice.wait_s:.0f} s, "
-            f"longer than the {max(left_s, 0):.0f} s left to the deadline.",
-            retry_after_s=again,
-        )

@@ -15,6 +15,10 @@ _LAST_PROBE_S = 3600.0
 class Quarantine:
     """Keeps something from use, and lets one request probe it from time to time: after 60 s, doubling to 1 h.
 
+    Attributes:
+        until: Time of the event loop of the next probe; `None` while it doesn't hold.
+        reason: Why it was begun.
+
     Example:
         >>> quarantine = Quarantine()
         >>> quarantine.begin(now=0)
@@ -22,10 +26,11 @@ class Quarantine:
         (False, True)
     """
 
-    __slots__ = ("_interval_s", "_probing", "until")
+    __slots__ = ("_interval_s", "_probing", "reason", "until")
 
     def __init__(self) -> None:
         self.until: float | None = None
+        self.reason = ""
         self._interval_s = _FIRST_PROBE_S
         self._probing = False
 
@@ -37,7 +42,7 @@ class Quarantine:
         """Whether it holds."""
         return self.until is not None
 
-    def begin(self, *, now: float) -> None:
+    def begin(self, *, now: float, reason: str = "") -> None:
         """Begin it, or after a failed probe again for twice as long; a late failure changes nothing."""
         if self.until is None:
             self._interval_s = _FIRST_PROBE_S
@@ -46,6 +51,7 @@ class Quarantine:
         else:
             return
         self._probing = False
+        self.reason = reason
         self.until = now + self._interval_s
 
     def end(self) -> None:

@@ -352,7 +352,7 @@ class Quota:
         configured: Gives the limits configured for a model class.
 
     Attributes:
-        quarantine: Holds after the API refused for a spend cap.
+        quarantine: Holds after the API refused its organization: no credit, a spend cap, disabled.
         classes: By model class.
     """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from penstock._core.failure import Failure
 
 __all__ = ["Again", "Course", "RetryOptions", "Stop"]
+
+# Nobody has so many keys; whatever goes wrong, it is no endless loop.
+_MOST_SPARED: Final = 100
 
 
 class RetryOptions(Options):
@@ -57,7 +60,7 @@ class RetryOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Try again after `delay_s` seconds; `free` of quota if nothing was sent."""
+    """Try again after `delay_s` seconds; `free` of quota where no retry burdens the service."""
 
     delay_s: float
     free: bool = False
@@ -81,7 +84,7 @@ class Course:
         patient: See the attribute.
 
     Attributes:
-        attempts: Attempts so far that count: those that no guard refused.
+        attempts: Attempts so far: those that no guard refused.
         patient: Whether it waits for a circuit breaker and for the quota, as items of a fan-out do.
 
     Example:
@@ -93,7 +96,18 @@ class Course:
         'the wait of 90 s would pass the deadline'
     """
 
-    __slots__ = ("_deadline", "_doubted", "_max_attempts", "_options", "_refusals", "_rng", "attempts", "patient")
+    __slots__ = (
+        "_deadline",
+        "_doubted",
+        "_dropped",
+        "_max_attempts",
+        "_options",
+        "_refusals",
+        "_rng",
+        "_spared",
+        "attempts",
+        "patient",
+    )
 
     def __init__(
         self,
@@ -111,6 +125,9 @@ class Course:
         self._max_attempts = max_attempts
         self._deadline = deadline
         self._refusals = 0
+        # Attempts that failed for one key or one connection, for which another stands in.
+        self._spared = 0
+        self._dropped = False
         self._doubted = False
 
     def after(self, failure: Failure, error: Exception | None, now: float) -> Again | Stop:
@@ -129,9 +146,19 @@ class Course:
             return self._in_time(Again(self._delay_s(self._refusals, error.retry_after_s), free=True), now)
         if not failure.retryable:
             return Stop("such a failure is not retried")
-        if self.attempts >= self._max_attempts:
+        if failure.at_once and self._max_attempts > 1 and self._spared < _MOST_SPARED:
+            self._spared += 1
+            return self._in_time(Again(0.0, free=True), now)
+        counted = self.attempts - self._spared
+        if counted >= self._max_attempts:
             return Stop("no attempt is left")
-        return self._in_time(Again(self._delay_s(self.attempts, self._believed_s(failure.retry_after_s))), now)
+        delay_s = self._delay_s(counted, self._believed_s(failure.retry_after_s))
+        return self._in_time(Again(delay_s, free=failure.kind is FailureKind.EXHAUSTED), now)
+
+    def may_drop(self) -> bool:
+        """Whether a dropped connection is to be taken for no more than that; True once, if there may be attempts."""
+        first, self._dropped = not self._dropped and self._max_attempts > 1, True
+        return first
 
     def _believed_s(self, retry_after_s: float | None) -> float | None:
         """Return how long a wait is worth that the server asks for: too long a one nothing at first, then the most."""

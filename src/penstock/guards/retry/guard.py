@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import anthropic
@@ -17,7 +17,8 @@ import anyio
 from penstock._core.attempt import http_response_of, open_attempt
 from penstock._core.call import open_call
 from penstock._core.chance import CHANCE
-from penstock._core.failure import FailureKind, failure_of_exception
+from penstock._core.failure import FailureKind, failure_of_exception, was_dropped
+from penstock._core.network import network_problem
 from penstock._core.options import options_from
 from penstock.events import Observers, RetryScheduled
 from penstock.guards.retry.course import Course, RetryOptions, Stop
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Retry", "RetryStatistics"]
 
 _NO_OBSERVERS: Final = Observers()
+# A connection that was not kept is closed as the request comes; later, a server has let go of what it had begun.
+_AT_ONCE_S: Final = 2.0
 # The SDK marks how its caller wants the answer by this header; with "stream", the caller reads the body himself.
 _RAW_RESPONSE: Final = "X-Stainless-Raw-Response"
 
@@ -66,10 +69,12 @@ class Retry(anthropic.Middleware):
     """Repeats failed attempts with exponential back-off and full jitter; see `RetryOptions` for how often.
 
     What is retried: connection errors, time-outs, 408, 409, 429 (except spend limits), 5xx, and what the server asks to
-    be (`x-should-retry`). `retry-after` is obeyed, up to the call's deadline and `max_retry_after_s`. A stream is
-    retried until it has brought content: so it is held back until then, for at most `hold_s` seconds, and handed on
-    byte for byte. Without a `penstock.Client`, that time is looked at only when bytes arrive. Refusals of other guards
-    are final, except that items of a fan-out wait for the circuit breaker.
+    be (`x-should-retry`). What fails for one key where another can serve is sent again at once, and so is, once in a
+    call, what fails with a connection that was closed as the request came; neither is a retry. `retry-after` is obeyed,
+    up to the call's deadline and `max_retry_after_s`. A stream is retried until it has brought content: so it is held
+    back until then, for at most `hold_s` seconds, and handed on byte for byte. Without a `penstock.Client`, that time
+    is looked at only when bytes arrive. Refusals of other guards are final, except that items of a fan-out wait for the
+    circuit breaker.
 
     There should be one retry loop only: make the SDK's client with `max_retries=0`. If its own retries are on, a final
     answer says `x-should-retry: false`, and a request that the SDK repeats is tried once.
@@ -123,7 +128,7 @@ class Retry(anthropic.Middleware):
         with open_call(request) as call:
             course, charge = self._course(call, request), FIRST
             while True:
-                outcome = await self._try(_numbered(request, course.attempts), call_next)
+                outcome = await self._try(_numbered(request, course.attempts), call_next, course)
                 failure = outcome.failure
                 if failure is None:
                     self._quota.give_back(charge.reward)
@@ -145,12 +150,15 @@ class Retry(anthropic.Middleware):
             patient=patience is not None,
         )
 
-    async def _try(self, request: APIRequest, call_next: CallNext) -> Outcome:
+    async def _try(self, request: APIRequest, call_next: CallNext, course: Course) -> Outcome:
         with open_attempt(request) as attempt:
             try:
                 response = await attempt.send(request, call_next)
             except Exception as error:  # noqa: BLE001 - raised again unless another attempt follows
-                return Outcome(attempt, None, attempt.failure or failure_of_exception(error), error)
+                attempt.failure = attempt.failure or failure_of_exception(error)
+                if _closed_at_once(attempt, error) and course.may_drop():
+                    attempt.failure = replace(attempt.failure, dropped=True)
+                return Outcome(attempt, None, attempt.failure, error)
             http = http_response_of(response)
             if http is None:
                 return Outcome(attempt, response, attempt.failure, None)
@@ -164,11 +172,12 @@ class Retry(anthropic.Middleware):
         """Wait until the next attempt may start, and return what it has paid."""
         if failure.kind is FailureKind.REFUSED:
             self._quota.give_back(charge.paid)
+            charge = charge.unpaid()
         started_at = anyio.current_time()
         step = course.after(failure, outcome.error, started_at)
         if isinstance(step, Stop):
             return step
-        following = charge.unpaid() if step.free else None
+        following = charge if step.free else None
         if following is None and not course.patient and (following := self._quota.take(failure)) is None:
             return Stop("the retry quota is empty")
         self._delayed += 1
@@ -185,7 +194,7 @@ class Retry(anthropic.Middleware):
             raise
         finally:
             self._delayed -= 1
-        if step.free:
+        if failure.kind is FailureKind.REFUSED:
             # Nothing was sent, so it was no attempt.
             outcome.attempt.call.attempts -= 1
         else:
@@ -222,6 +231,11 @@ class Retry(anthropic.Middleware):
         )
 
 
+def _closed_at_once(attempt: Attempt, error: Exception) -> bool:
+    sent_at = attempt.started_at + attempt.queued_s
+    return was_dropped(error) and not attempt.answered and attempt.call.clock() - sent_at < _AT_ONCE_S
+
+
 def _numbered(request: APIRequest, retries: int) -> APIRequest:
     """Return `request` as the SDK would repeat it, so that the server and the caller see the number of retries."""
     if not retries:
@@ -240,6 +254,8 @@ def _note(call: Call, course: Course, outcome: Outcome, stop: Stop) -> str | Non
     notes = list(call.notes)
     if (outcome.failure is not None and outcome.failure.retryable) or outcome.attempt.number > 1:
         notes.append(_tried(call, course, stop))
+    if outcome.error is not None and (problem := network_problem(outcome.error)) is not None:
+        notes.append(problem)
     return "; ".join(notes) or None
 
 
