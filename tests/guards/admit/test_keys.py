@@ -145,14 +145,14 @@ async def test_the_wait_is_for_the_first_key_that_is_ready(virtual_time: Virtual
     learn_all(pool)
     first, second = (key.quota.of_class(SONNET) for key in pool.keys)
     now = virtual_time.now()
-    first.cool_down(until=now + 30)
+    first.cool_down(30, now=now)
     second.buckets["requests"].take(60)
     choice = pool.choose(SONNET, Cost(10), now=now)
-    assert (choice.key, choice.cooling, choice.quarantined) == (None, False, False)
+    assert (choice.key, choice.cooling_s, choice.quarantined) == (None, 0, False)
     assert choice.wait_s == pytest.approx(10, abs=0.01)
-    second.cool_down(until=now + 20)
+    second.cool_down(20, now=now)
     choice = pool.choose(SONNET, Cost(10), now=now)
-    assert choice.cooling
+    assert choice.cooling_s
     assert choice.wait_s == pytest.approx(20, abs=0.01)
 
 
@@ -162,9 +162,9 @@ async def test_a_cool_down_shorter_than_the_refill_is_not_what_is_waited_for(vir
     learn_all(pool)
     allowance = pool.keys[0].quota.of_class(SONNET)
     allowance.buckets["requests"].take(60)
-    allowance.cool_down(until=virtual_time.now() + 5)
+    allowance.cool_down(5, now=virtual_time.now())
     choice = pool.choose(SONNET, Cost(30), now=virtual_time.now())
-    assert not choice.cooling
+    assert not choice.cooling_s
     assert choice.wait_s == pytest.approx(30, abs=0.01)
 
 
@@ -173,10 +173,10 @@ async def test_a_key_to_be_probed_sooner_shortens_the_wait(virtual_time: Virtual
     pool = pool_of(2, Limits(requests_per_minute=1))
     learn_all(pool)
     first, second = pool.keys
-    first.quota.of_class(SONNET).cool_down(until=300)
+    first.quota.of_class(SONNET).cool_down(300, now=5)
     second.quarantine.begin(now=0)
     choice = pool.choose(SONNET, Cost(), now=10)
-    assert (choice.wait_s, choice.quarantined, choice.cooling) == (50, False, False)
+    assert (choice.wait_s, choice.quarantined, choice.cooling_s) == (50, False, 0)
     assert pool.choose(SONNET, Cost(), now=60).key is second
 
 
@@ -285,7 +285,7 @@ async def test_a_cool_down_is_not_lost_when_quotas_turn_out_to_be_one(virtual_ti
     for longer in (0, 1):
         pool = pool_of(2)
         for number, key in enumerate(pool.keys):
-            key.quota.of_class(SONNET).cool_down(until=100 if number == longer else 10)
+            key.quota.of_class(SONNET).cool_down(100 if number == longer else 10, now=0)
         for key in pool.keys:
             pool.recognise(key, "org")
         assert pool.keys[0].quota.of_class(SONNET).cooling_until == 100

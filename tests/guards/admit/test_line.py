@@ -307,7 +307,7 @@ async def test_a_cool_down_beyond_the_deadline_is_refused_at_once(virtual_time: 
     office = Office()
     (allowance,) = office.allowances()
     now = virtual_time.now()
-    allowance.cool_down(until=now + 30)
+    allowance.cool_down(30, now=now)
     with pytest.raises(NoKeyAvailable, match="rate limited for another 30 s, longer than the 20 s left") as raised:
         await office.visit(deadline=now + 20)
     assert raised.value.retry_after_s == pytest.approx(30, abs=0.01)
@@ -329,7 +329,7 @@ async def test_a_cool_down_refuses_those_whom_it_makes_late(virtual_time: Virtua
 
         group.start_soon(wait)
         await turns()
-        grant.allowance.cool_down(until=virtual_time.now() + 60)
+        grant.allowance.cool_down(60, now=virtual_time.now())
         office.leave(grant)
         await turns()
         assert office.served == ["refused"]
@@ -352,7 +352,7 @@ async def test_one_refused_does_not_hold_up_the_next(virtual_time: VirtualTime) 
         for name, seconds in (("first", 10), ("second", 20), ("third", 100)):
             group.start_soon(wait, name, seconds)
         await turns()
-        grant.allowance.cool_down(until=virtual_time.now() + 60)
+        grant.allowance.cool_down(60, now=virtual_time.now())
         office.leave(grant)
     assert outcomes == ["first refused", "second refused", "third"]
     assert office.is_as_new()
@@ -365,16 +365,16 @@ async def test_the_end_of_a_cool_down_wakes(virtual_time: VirtualTime) -> None:
     """Without anybody leaving or coming."""
     office = Office()
     (allowance,) = office.allowances()
-    allowance.cool_down(until=100)
+    allowance.cool_down(50, now=0)
     await office.visit()
-    assert virtual_time.now() == pytest.approx(100, abs=0.01)
+    assert virtual_time.now() == pytest.approx(50, abs=0.01)
 
 
 async def test_a_probe_that_comes_due_wakes(virtual_time: VirtualTime) -> None:
     """While the other key rests for longer, the quarantined one is probed."""
     office = Office(keys=2)
     first, second = office.pool.keys
-    first.quota.of_class(SONNET).cool_down(until=1000)
+    first.quota.of_class(SONNET).cool_down(1000, now=5)
     second.quarantine.begin(now=0)
     grant = await office.visit()
     assert (grant.key, grant.probe) == (second, True)
@@ -407,14 +407,14 @@ async def test_a_newcomer_in_another_line_is_not_forgotten_behind_a_timer(virtua
     """The timer is set for the earliest of all fronts, whoever came first."""
     office = Office(limits=Limits(requests_per_minute=60))
     opus, sonnet = office.allowances(OPUS)[0], office.allowances(SONNET)[0]
-    opus.cool_down(until=1000)
-    sonnet.cool_down(until=10)
+    opus.cool_down(50, now=0)
+    sonnet.cool_down(10, now=0)
     async with anyio.create_task_group() as group:
         group.start_soon(functools.partial(office.visit, model_class=OPUS))
         await turns()
         await office.visit()
         assert virtual_time.now() == pytest.approx(10, abs=0.01)
-    assert virtual_time.now() == pytest.approx(1000, abs=0.01)
+    assert virtual_time.now() == pytest.approx(50, abs=0.01)
 
 
 async def test_when_the_front_leaves_the_next_is_looked_at(virtual_time: VirtualTime) -> None:
@@ -650,7 +650,7 @@ class LineMachine(RuleBasedStateMachine):
     def cool_down(self, seconds: float, key: int) -> None:
         async def cool_down() -> None:
             for allowance in self.office.pool.keys[key].quota.classes.values():
-                allowance.cool_down(until=self.loop.time() + seconds)
+                allowance.cool_down(seconds, now=self.loop.time())
             self.office.line.wake()
 
         self.on_loop(cool_down())

@@ -62,6 +62,7 @@ class Feedback:
         if failure is None or headers.limits:
             self._learn(grant, model_class, headers, failure, now)
         if failure is None:
+            grant.allowance.works(grant.mark, now=now)
             if grant.probe:
                 self._works(grant.key)
         elif failure.kind is FailureKind.RATE_LIMITED:
@@ -94,7 +95,7 @@ class Feedback:
         if seconds is None and self._is_served_elsewhere(key, model_class, now=now):
             # It holds nobody up, and else the next request might choose it again.
             seconds = min(_REST_S, self._max_retry_after_s)
-        if seconds is not None and allowance.cool_down(until=now + seconds):
+        if seconds is not None and allowance.cool_down(seconds, now=now):
             self._observers.emit(QuotaCooled(quota=key.quota.name, model_class=model_class, seconds=seconds))
         self._fail_over(key, attempt, model_class, now=now)
 

@@ -89,13 +89,13 @@ class Choice:
         key: The key that can take the whole cost now; `None` if there is none.
         wait_s: Seconds until one can; infinity if there are no keys at all.
         quarantined: Whether every key is quarantined, so that `wait_s` is until the next probe.
-        cooling: Whether the wait is for a cool-down that the API asked for.
+        cooling_s: Seconds that every quota rests for which the API asked; 0 where one doesn't, or is being probed.
     """
 
     key: Key | None
     wait_s: float = 0.0
     quarantined: bool = False
-    cooling: bool = False
+    cooling_s: float = 0.0
 
 
 class KeyPool:
@@ -180,8 +180,8 @@ class KeyPool:
             RequestExceedsQuota: No usable key's limits can ever grant the cost.
         """
         able: list[Key] = []
-        shortest = probe_s = math.inf
-        cooling = usable = False
+        shortest = probe_s = cooling_s = math.inf
+        usable = False
         for key in self.keys:
             if key is avoid and self.others(key, now=now):
                 continue
@@ -193,14 +193,15 @@ class KeyPool:
             wait = allowance.wait_s(cost, now=now)
             if wait == 0.0:
                 able.append(key)
-            elif wait < shortest:
-                shortest, cooling = wait, allowance.cooling_until - now >= wait
+                continue
+            shortest, rests_s = min(shortest, wait), allowance.cooling_s(now=now)
+            cooling_s = min(cooling_s, rests_s if rests_s >= wait else 0.0)
         if able:
             return Choice(self._pick(able, model_class, session))
         if not usable:
             return Choice(None, probe_s, quarantined=True)
         # A key to be probed sooner than the others are free may turn out to work.
-        return Choice(None, min(shortest, probe_s), cooling=cooling and shortest <= probe_s)
+        return Choice(None, min(shortest, probe_s), cooling_s=cooling_s if cooling_s <= probe_s else 0.0)
 
     def unlimited(self, pin: Pin | None, *, now: float) -> Key | None:
         """Return the key for what no limit of ours applies to: the first that may be used, of the pin's quota.
@@ -221,7 +222,7 @@ class KeyPool:
         return sorted(own, key=lambda key: key.name != pin.key) or keys
 
     def check(self, model_class: str, cost: Cost, *, now: float) -> None:
-        """Refuse a cost that no usable key could ever take.
+        """Refuse a cost that no usable key could ever take, by the limits that are configured.
 
         Raises:
             RequestExceedsQuota: So it is.
@@ -249,8 +250,12 @@ class KeyPool:
         if self._balance == "least_loaded":
             return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
         if self._balance == "headroom":
-            # Of one quota's keys, or of quotas alike, the one whose turn it is.
-            return min(able, key=lambda key: (-round(key.quota.of_class(model_class).headroom(), 2), key.turn))
+            left = {key.quota.name: key.quota.of_class(model_class).headroom() for key in able}
+            if None not in left.values():
+                # Of one quota's keys, or of quotas alike, the one whose turn it is.
+                return min(able, key=lambda key: (-round(left[key.quota.name] or 0.0, 2), key.turn))
+            # A quota of which nothing is known is no better than one that is half spent.
+            return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
         return min(able, key=lambda key: key.turn)
 
     def use(self, key: Key, *, session: str | None = None) -> bool:
@@ -283,7 +288,7 @@ class KeyPool:
         key.quota = self._quota(quota_id)
         self._drop_unused(before)
         for model_class, allowance in before.classes.items():
-            key.quota.of_class(model_class).cool_down(until=allowance.cooling_until)
+            key.quota.of_class(model_class).rest_with(allowance)
         return True
 
     def others(self, key: Key, *, now: float, pin: Pin | None = None) -> bool:

@@ -70,11 +70,13 @@ class Cost:
         requests: 1, or 0 for what doesn't count.
         input_tokens: Estimated; cache reads don't count.
         output_tokens: Estimated from what earlier answers took.
+        sure_input_tokens: What the request itself shows of `input_tokens`, at the lowest rate; all, if infinite.
     """
 
     requests: float = 1
     input_tokens: float = 0
     output_tokens: float = 0
+    sure_input_tokens: float = field(default=math.inf, repr=False, compare=False)
 
     NAMES: ClassVar = ("requests", "input_tokens", "output_tokens")
 
@@ -96,8 +98,8 @@ class LimitHeaders:
     Attributes:
         organization: `anthropic-organization-id`.
         workspace: `anthropic-workspace-id`.
-        limits: Limits per minute, by bucket name.
-        remaining: What is left, by bucket name; tokens are rounded to thousands by the API.
+        limits: Limits per minute, by bucket name; none that can't be meant.
+        remaining: What is left, by bucket name; tokens are rounded to thousands by the API. Never more than the limit.
         resets: When each bucket is full again, as sent.
         date: The API's own clock, as sent.
     """
@@ -143,11 +145,16 @@ class LimitHeaders:
         if not found:
             # Servers write all names in lower case, but need not.
             found = {name.lower(): value for name, value in headers if name.lower() in _WANTED}
+        limits = {name: limit for name, place in _LIMITS if (limit := _limit(found.get(place))) is not None}
         return cls(
             _text(found.get(_ORGANIZATION)),
             _text(found.get(_WORKSPACE)),
-            {name: limit for name, place in _LIMITS if (limit := _limit(found.get(place))) is not None},
-            {name: left for name, place in _REMAINING if (left := _number(found.get(place))) is not None},
+            limits,
+            {
+                name: left
+                for name, place in _REMAINING
+                if (left := _number(found.get(place))) is not None and left <= limits.get(name, left) + _ROUNDED
+            },
             {name: found[place] for name, place in _RESETS if place in found},
             found.get(_DATE),
         )
@@ -159,6 +166,10 @@ def _places(what: str) -> tuple[tuple[str, bytes], ...]:
 
 _CLOCK_ERROR_S = 2.0
 _MOST_TO_FULL_S = 65.0
+# Less or more a minute no limit can mean: 0 stands for what isn't enabled.
+_LEAST_LIMIT, _MOST_LIMIT = 1.0, 1e12
+# By so much the API's rounding may lift what remains above the limit.
+_ROUNDED = 500.0
 _LIMITS, _REMAINING, _RESETS = _places("limit"), _places("remaining"), _places("reset")
 _ORGANIZATION, _WORKSPACE, _DATE = b"anthropic-organization-id", b"anthropic-workspace-id", b"date"
 _WANTED = frozenset(
@@ -175,7 +186,10 @@ def _number(value: bytes | None) -> float | None:
 
 
 # The same few limits come with every answer.
-_limit = lru_cache(maxsize=256)(_number)
+@lru_cache(maxsize=256)
+def _limit(value: bytes | None) -> float | None:
+    limit = _number(value)
+    return limit if limit is not None and _LEAST_LIMIT <= limit <= _MOST_LIMIT else None
 
 
 def _text(value: bytes | None) -> str | None:

@@ -205,11 +205,11 @@ class Line:
                 f"The next is tried again in {choice.wait_s:.0f} s.",
                 retry_after_s=again,
             )
-        if choice.cooling and choice.wait_s > left_s:
+        if choice.cooling_s > left_s:
             raise NoKeyAvailable(
-                f"every quota is rate limited for another {choice.wait_s:.0f} s, "
+                f"every quota is rate limited for another {choice.cooling_s:.0f} s, "
                 f"longer than the {max(left_s, 0):.0f} s left to the deadline.",
-                retry_after_s=again,
+                retry_after_s=choice.cooling_s,
             )
 
     def _reasons(self) -> str:

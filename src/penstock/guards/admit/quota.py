@@ -1,12 +1,15 @@
 """What one organization or workspace may spend, for each model class.
 
 The rule here: synchronous decisions on the event loop's time. A cost is taken from all buckets or from none; what was
-taken is settled with what was really used, once. What the API says corrects the rest.
+taken is settled with what was really used, once. What the API says corrects the rest: a limit counts once two answers
+in a row have told it, and where answers alone make everybody wait, one request goes now and then to see whether it is
+still so. Only what is configured refuses.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +39,18 @@ _SAME_LIMIT = 1.01
 _PLENTY = 0.5
 _EVERY_EARLY = 4
 _EVERY = 16
+# By so much the quickest answer that is known slows down with each other answer; an answer's ten weigh on a reading;
+# readings whose errors differ by less, in requests, are alike.
+_LAG_GROWS = 1.05
+_READINGS_MEMORY = 0.95
+_READINGS_ALIKE = 5.0
+_SAY_SO = 3
+_MOST_RECENT = 10_000
+# What no answer has told for so long is not so any more.
+_FORGOTTEN_AFTER_S = 600.0
+# Limits are per minute: one who waits for longer than that goes to see; and, refused, half as often, but in time.
+_PROBE_S = 60.0
+_LAST_PROBE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +99,29 @@ class ClassQuota:
     """
 
     __slots__ = (
+        "_begun",
+        "_believed",
         "_configured",
+        "_cooled_at",
+        "_cooled_blind",
+        "_doubted",
+        "_ended",
         "_first_at",
+        "_gaps",
+        "_gone",
         "_informed",
-        "_limits_told",
+        "_lag_s",
+        "_last_at",
+        "_last_told",
         "_number",
+        "_probe_s",
+        "_recent",
         "_reserved_input",
         "_reserved_output",
         "_synced",
         "_taken",
         "_taught",
+        "_told_at",
         "_wave",
         "buckets",
         "cooling_until",
@@ -119,7 +147,19 @@ class ClassQuota:
         self._synced: set[str] = set()
         self._number = 0
         self._informed = 0
-        self._limits_told: Mapping[str, float] | None = None
+        self._believed: dict[str, float] = {}
+        self._doubted: dict[str, float] = {}
+        self._recent: deque[Mark] = deque(maxlen=_MOST_RECENT)
+        self._gone = (0.0, 0.0, 0.0)
+        self._lag_s = math.inf
+        self._last_told: tuple[Mark, float, float, float] | None = None
+        self._begun = self._ended = 0.0
+        self._gaps = {name: list[float]() for name in Cost.NAMES}
+        self._told_at = -math.inf
+        self._cooled_at = -math.inf
+        self._cooled_blind = False
+        self._last_at = -math.inf
+        self._probe_s = _PROBE_S
         self._taught = False
         self._wave = max(_FIRST_WAVE, (configured.requests_per_minute or 0.0) / 60)
         self._first_at: float | None = None
@@ -128,42 +168,55 @@ class ClassQuota:
         return f"<ClassQuota {list(self.buckets.values())}, {self.in_flight} in flight>"
 
     def check(self, cost: Cost) -> None:
-        """Refuse a cost that no wait would make fit.
+        """Refuse a cost that no wait would make fit: its sure part is larger than a limit that is configured.
 
         Raises:
-            RequestExceedsQuota: It is larger than a limit can ever grant.
+            RequestExceedsQuota: So it is.
         """
-        for name, bucket in self.buckets.items():
-            needed: float = getattr(cost, name)
-            if needed <= bucket.max_rate or name == "output_tokens":
-                continue
-            most = max(bucket.capacity, bucket.per_minute)
-            if needed > most:
+        for name, needed in (
+            ("requests", cost.requests),
+            ("input_tokens", min(cost.input_tokens, cost.sure_input_tokens)),
+        ):
+            most = self._configured[name]
+            if most is not None and needed > most:
                 raise RequestExceedsQuota(name, needed=needed, capacity=most)
 
     def wait_s(self, cost: Cost, *, now: float) -> float:
         """Return how long until `cost` can be taken: 0 for now."""
-        wait = max(self.cooling_until - now, self.ramp.wait_s(now=now))
+        told, ours = self.cooling_until - now, self.ramp.wait_s(now=now)
         if not self._taught:
-            wait = max(wait, self._first_wave_s(now))
+            ours = max(ours, self._first_wave_s(now))
         for name, bucket in self.buckets.items():
             # Never more than a full bucket: output is a guess, and a learned capacity comes of coarse headers.
-            wait = max(wait, bucket.seconds_until(min(getattr(cost, name), bucket.max_rate)))
-        return max(wait, 0.0)
+            wait = bucket.seconds_until(min(getattr(cost, name), bucket.max_rate))
+            if name in self._believed:
+                told = max(told, wait)
+            else:
+                ours = max(ours, wait)
+        if told > ours and not self.in_flight:
+            told = min(told, max(self._last_at, self._cooled_at) + self._probe_s - now)
+        return max(told, ours, 0.0)
+
+    def cooling_s(self, *, now: float) -> float:
+        """Return how long nothing is sent for sure; a long rest is sure once a request went to see, and was refused."""
+        seconds = max(self.cooling_until - now, 0.0)
+        seeing = self._last_at > self._cooled_at and self.in_flight
+        return 0.0 if seeing or seconds > self._probe_s == _PROBE_S else seconds
 
     def _first_wave_s(self, now: float) -> float:
         """Begin gently until an answer tells what is left: a first wave, and as many more each second."""
-        since = now - self._first_at if self._first_at is not None else 0.0
+        since = max(now - self._first_at, 0.0) if self._first_at is not None else 0.0
         return (self.in_flight + 1) / self._wave - 1 - since
 
-    def headroom(self) -> float:
-        """Return the share of the scarcest bucket that is left, at most 1; 1 where no limit is known."""
-        return min((bucket.available / bucket.capacity for bucket in self.buckets.values()), default=1.0)
+    def headroom(self) -> float | None:
+        """Return the share of the scarcest bucket that is left, at most 1; `None` where no limit is known."""
+        return min((bucket.available / bucket.capacity for bucket in self.buckets.values()), default=None)
 
     def take(self, cost: Cost, *, now: float) -> Mark:
         """Take `cost` from every bucket."""
         if self._first_at is None:
             self._first_at = now
+        self._last_at = now
         self.in_flight += 1
         self._number += 1
         self._reserved_input += cost.input_tokens
@@ -175,12 +228,14 @@ class ClassQuota:
         taken["output_tokens"] += cost.output_tokens
         for name, bucket in self.buckets.items():
             bucket.take(getattr(cost, name))
-        return Mark(
+        mark = Mark(
             self._number,
             now,
             (taken["requests"], taken["input_tokens"], taken["output_tokens"]),
             self._reserved_output,
         )
+        self._recent.append(mark)
+        return mark
 
     def settle(self, taken: Cost, used: Cost) -> None:
         """Replace what was taken by what was used."""
@@ -198,11 +253,28 @@ class ClassQuota:
             else:
                 bucket.refund(-difference)
 
-    def cool_down(self, *, until: float) -> bool:
-        """Send nothing until then; of several cool-downs the longest holds. Returns whether this one does."""
+    def cool_down(self, seconds: float, *, now: float) -> bool:
+        """Send nothing for so long; of several cool-downs the longest holds. Returns whether this one does."""
+        until = now + seconds
+        again = self._cooled_at < self._last_at < self.cooling_until
+        self._probe_s = min(self._probe_s * 2, _LAST_PROBE_S) if again else _PROBE_S
+        self._cooled_at = now
+        if not self._believed:
+            # Nothing tells how much there will be then, so that all who wait must not come at once.
+            self._cooled_blind, self._taught, self._first_at = True, False, until
         longer = until > self.cooling_until
         self.cooling_until = max(self.cooling_until, until)
         return longer
+
+    def rest_with(self, other: ClassQuota) -> None:
+        """Rest as long as another, which turns out to be the same."""
+        self.cooling_until = max(self.cooling_until, other.cooling_until)
+        self._cooled_at = max(self._cooled_at, other._cooled_at)
+
+    def works(self, mark: Mark, *, now: float) -> None:
+        """A request succeeded: what was sent in spite of a cool-down has shown that there is none."""
+        if self._cooled_at < mark.at:
+            self.cooling_until = min(self.cooling_until, now)
 
     # What the API says
 
@@ -221,12 +293,17 @@ class ClassQuota:
         Returns:
             Whether a limit changed.
         """
-        changed = self._learn_limits(headers)
+        changed = self._learn_limits(headers.limits, now)
         if refused_for_s is not None:
             self._learn_refusal(headers, cost, refused_for_s)
             return changed
+        self._note_delay(now - mark.at, now)
+        self._compare_readings(headers.remaining.get("requests"), mark, now)
         # A refusal tells which bucket is empty, not what the others hold.
-        self._taught = True
+        self._taught = bool(self._believed) or not (headers.limits or self._cooled_blind)
+        if changed:
+            # What earlier answers told there was nothing to compare with.
+            self._informed = 0
         if mark.number < self._informed:
             # An answer to a later request has told more.
             return changed
@@ -237,23 +314,54 @@ class ClassQuota:
                 continue
             if mark.number <= _EVERY_EARLY or mark.number % _EVERY == 0:
                 self._learn_capacity(bucket, remaining, headers.seconds_to_full(name))
-            plenty = _PLENTY * bucket.capacity
-            if plenty < bucket.surely_available <= remaining:
+            since = self._taken[name] - mark.taken[place]
+            if _PLENTY * bucket.capacity < bucket.surely_available <= remaining - since:
                 # Not too high, and only a bucket that runs low needs to be exact.
                 continue
-            since = self._taken[name] - mark.taken[place]
             refilled = (now - mark.at) * bucket.per_minute / 60
             if name == "output_tokens":
                 # What is still being generated is not in the API's count.
                 begun = remaining + refilled - since - mark.reserved_output
                 ended = remaining - (self._reserved_output - cost.output_tokens)
             else:
-                begun, ended = remaining + refilled - since, remaining
+                on_its_way = self._taken[name] - self._gone[place]
+                begun, ended = remaining + refilled - since, remaining - max(on_its_way, 0.0)
             # What is left of a larger limit than ours says nothing about how much of ours is.
             if headers.limits.get(name, math.inf) > _SAME_LIMIT * bucket.per_minute:
                 begun = min(begun, bucket.available)
             self._correct(bucket, begun, ended, since)
         return changed
+
+    def _note_delay(self, seconds: float, now: float) -> None:
+        """Note how long the quickest answers take of late: what was sent since may not have been counted in them."""
+        self._lag_s = min(seconds, self._lag_s * _LAG_GROWS)
+        recent, arrived_by = self._recent, now - self._lag_s
+        while recent and recent[0].at <= arrived_by:
+            self._gone = recent.popleft().taken
+
+    def _compare_readings(self, remaining: float | None, mark: Mark, now: float) -> None:
+        """Compare what both readings predict from one answer to the next, until one of them is plainly right."""
+        bucket = self.buckets.get("requests")
+        if bucket is None or not remaining:
+            # Empty is empty, by whichever reading.
+            self._last_told = None
+            return
+        taken, last = self._taken["requests"], self._last_told
+        self._last_told = (mark, now, taken, remaining)
+        if last is None:
+            return
+        last_mark, last_at, last_taken, last_remaining = last
+        change, per_s = remaining - last_remaining, bucket.per_minute / 60
+        begun = (mark.at - last_mark.at) * per_s - (mark.taken[0] - last_mark.taken[0])
+        ended = (now - last_at) * per_s - (taken - last_taken)
+        self._begun = self._begun * _READINGS_MEMORY + abs(change - begun)
+        self._ended = self._ended * _READINGS_MEMORY + abs(change - ended)
+
+    def _most(self, begun: float, ended: float) -> float:
+        """Return the most that can be available by the reading that the service follows; by both until that shows."""
+        if self._begun + _READINGS_ALIKE < self._ended / 2:
+            return begun
+        return ended if self._ended + _READINGS_ALIKE < self._begun / 2 else max(begun, ended)
 
     def _learn_refusal(self, headers: LimitHeaders, cost: Cost, seconds: float) -> None:
         """A bucket that could not take a request will only just be able to after the seconds told."""
@@ -263,16 +371,17 @@ class ClassQuota:
                 # The cost is still taken here, and will be given back.
                 rounding = _ROUNDING[name]
                 # It was told in whole seconds, rounded up: with large tokens a second that is much to give away.
-                missing = max((seconds - bool(rounding)) * bucket.per_minute / 60, 2 * rounding)
+                told_s = min(seconds, _PROBE_S) - bool(rounding)
+                missing = max(told_s * bucket.per_minute / 60, 2 * rounding)
                 bucket.correct(at_least=-math.inf, at_most=-missing)
 
     def _correct(self, bucket: TokenBucket, begun: float, ended: float, since: float) -> None:
         """Move a bucket into the range that an answer leaves possible.
 
-        The API may have counted when it began the answer or when it ended it; ours, other processes' and what is on its
-        way are told apart by neither. So the bucket is corrected only where both readings agree that it is wrong.
+        The API may have counted when it began the answer or when it ended it. Upwards, the bucket is corrected only
+        where both readings agree that it is wrong.
         """
-        name, rounding, most = bucket.name, _ROUNDING[bucket.name], max(begun, ended)
+        name, rounding, most = bucket.name, _ROUNDING[bucket.name], self._most(begun, ended)
         if name not in self._synced:
             # The first answer corrects a mere guess: to the careful side too.
             self._synced.add(name)
@@ -281,33 +390,70 @@ class ClassQuota:
         if available > most + rounding:
             # To the careful side: a bias of half a thousand tokens would be refused again and again.
             bucket.correct(at_least=-math.inf, at_most=most - rounding)
+            self._gaps[name].clear()
         else:
             # Input under way has been taken as estimated here, as it is there: what will be given back must not be
             # counted twice. A level that is too low costs its difference once; one too high is refused each time.
             unsure = self._reserved_input if name == "input_tokens" else 0.0
             least = min(begun, ended - max(since, 0.0)) - unsure - rounding
-            if available < least:
-                bucket.correct(at_least=least, at_most=math.inf)
+            self._raise(bucket, least - available)
 
-    def _learn_limits(self, headers: LimitHeaders) -> bool:
+    def _raise(self, bucket: TokenBucket, gap: float) -> None:
+        """Give back what several answers in a row say is missing: requests overtake each other on their way."""
+        gaps = self._gaps[bucket.name]
+        if gap <= 0:
+            gaps.clear()
+            return
+        gaps.append(gap)
+        if len(gaps) == _SAY_SO:
+            bucket.correct(at_least=bucket.available + min(gaps), at_most=math.inf)
+            gaps.clear()
+
+    def _learn_limits(self, told: Mapping[str, float], now: float) -> bool:
+        """Believe a limit that two answers in a row tell, and none that no answer has told for long."""
         changed = False
-        if headers.limits == self._limits_told:
+        if told == self._believed:
+            self._told_at = now
+            self._doubted.clear()
             return changed
-        self._limits_told = headers.limits
         for name in Cost.NAMES:
-            limit = self._bounded(name, headers.limits.get(name))
+            limit, believed = told.get(name), self._believed.get(name)
             if limit is None:
-                continue
-            bucket = self.buckets.get(name)
-            if bucket is None:
-                bucket = self.buckets[name] = TokenBucket(limit, name=name)
-                changed = True
-                # Requests under way have taken their share already, when there was no bucket yet.
-                bucket.take(self._under_way(name))
-            elif not math.isclose(limit, bucket.per_minute):
-                bucket.change(per_minute=limit, capacity=limit)
-                changed = True
+                if believed is not None and now - self._told_at > _FORGOTTEN_AFTER_S:
+                    self._forget(name)
+                    changed = True
+            elif limit == believed:
+                self._doubted.pop(name, None)
+            elif self._doubted.get(name) == limit:
+                del self._doubted[name]
+                self._believed[name], self._told_at = limit, now
+                changed |= self._limit(name, limit)
+            else:
+                self._doubted[name] = limit
         return changed
+
+    def _limit(self, name: str, limit: float) -> bool:
+        """Limit a bucket; True if that is news."""
+        configured, bucket = self._configured[name], self.buckets.get(name)
+        limit = limit if configured is None else min(limit, configured)
+        if bucket is None:
+            bucket = self.buckets[name] = TokenBucket(limit, name=name)
+            # Requests under way have taken their share already, when there was no bucket yet.
+            bucket.take(self._under_way(name))
+        elif math.isclose(limit, bucket.per_minute):
+            return False
+        else:
+            bucket.change(per_minute=limit, capacity=limit)
+        return True
+
+    def _forget(self, name: str) -> None:
+        del self._believed[name]
+        self._synced.discard(name)
+        configured = self._configured[name]
+        if configured is None:
+            del self.buckets[name]
+        else:
+            self.buckets[name].change(per_minute=configured, capacity=configured)
 
     def _under_way(self, name: str) -> float:
         return (
@@ -327,12 +473,6 @@ class ClassQuota:
             available = bucket.available
             bucket.change(per_minute=bucket.per_minute, capacity=max(holds, 1.0))
             bucket.correct(at_least=available, at_most=bucket.capacity)
-
-    def _bounded(self, name: str, limit: float | None) -> float | None:
-        if not limit:
-            return None
-        configured = self._configured[name]
-        return limit if configured is None else min(limit, configured)
 
     def statistics(self, *, now: float) -> dict[str, BucketStatistics]:
         """Return the buckets as they stand, by name."""
