@@ -7,14 +7,12 @@ because two retry loops multiply. What the caller built is never changed and nev
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import anthropic
-import httpx2
 from anthropic import AsyncAnthropic
 
-from penstock._core.attempt import read_whole
 from penstock.observe.tracing import tracing_configured
+from penstock.transport import held, own_http_client
 
 if TYPE_CHECKING:
     from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
@@ -40,13 +38,6 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url: Of the API.
         chain: The guards.
     """
-    # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
-    limits = httpx2.Limits(
-        max_connections=max(1000, settings.most_at_once),
-        max_keepalive_connections=max(100, settings.most_at_once),
-        keepalive_expiry=30.0,
-    )
-    transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
     options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
     if not tracing_configured():
         options["open_telemetry"] = False
@@ -55,7 +46,7 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url=base_url,
         max_retries=0,
         middleware=chain.middleware,
-        http_client=_bounded(transport(limits=limits)),
+        http_client=held(own_http_client(settings.transport, most_at_once=settings.most_at_once)),
         **options,
     )
     _warn_of_retries(sdk)
@@ -72,38 +63,10 @@ def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:
 
     The copy shares the `http_client`; closing the copy would close that, so nobody must.
     """
-    http_client = _bounded(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
+    http_client = held(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
     governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0, http_client=http_client)
     _warn_of_retries(governed)
     return governed
-
-
-def _bounded(http_client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """Return a client that is `http_client` in everything, but reads whole answers no further than they may go.
-
-    A guard can't: where nothing is streamed, the client has read the answer before any of them sees it.
-    """
-    kind: Any = type(http_client)
-
-    class Bounded(kind):  # type: ignore[misc] # it stays whatever it is
-        async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-            response = cast("httpx2.Response", await super().send(request, stream=True, **options))  # pyright: ignore[reportUnknownMemberType]
-            if stream:
-                return response
-            try:
-                await read_whole(response)
-            except BaseException:
-                await response.aclose()
-                raise
-            return response
-
-        def __del__(self) -> None:
-            """Close nothing: it is the other's."""
-
-    bounded: httpx2.AsyncClient = Bounded.__new__(Bounded)
-    # All that it has and opens is the other's; so closing one closes both.
-    bounded.__dict__ = http_client.__dict__
-    return bounded
 
 
 def _warn_of_retries(sdk: AsyncAnthropic) -> None:

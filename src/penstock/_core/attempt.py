@@ -216,7 +216,8 @@ class Attempt:
     async def _note_response(self, response: Response, http: httpx2.Response) -> None:
         self.status = http.status_code
         self.request_id = http.headers.get("request-id")
-        if http.is_error:
+        # A redirect that was not followed is no answer either.
+        if not http.is_success:
             await self._note_error(http)
         elif not (http.is_closed or http.is_stream_consumed):
             self.watch(http)

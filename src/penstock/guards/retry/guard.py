@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import anthropic
 import anyio
+import httpx2
 
 from penstock._core.attempt import http_response_of, open_attempt
 from penstock._core.call import open_call
@@ -121,13 +122,14 @@ class Retry(anthropic.Middleware):
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on until it succeeds or nothing speaks for another attempt."""
         with open_call(request) as call:
+            request, unwrapped = _wrapped(request)
             course, charge = self._course(call, request), FIRST
             while True:
                 outcome = await self._try(_numbered(request, course.attempts), call_next)
                 failure = outcome.failure
                 if failure is None:
                     self._quota.give_back(charge.reward)
-                    return outcome.response
+                    return http_response_of(outcome.response) if unwrapped else outcome.response
                 following = await self._next(course, outcome, failure, charge)
                 if isinstance(following, Stop):
                     return await outcome.conclude(_note(call, course, outcome, following))
@@ -220,6 +222,18 @@ class Retry(anthropic.Middleware):
                 disbelieved_s=None if asked_s is None or asked_s <= most_s else asked_s,
             )
         )
+
+
+def _wrapped(request: APIRequest) -> tuple[APIRequest, bool]:
+    """Have a bare HTTP response come as the others do, and say whether it must be unwrapped.
+
+    The SDK raises nothing for a failed status that leaves a chain bare.
+    """
+    if request.cast_to is not httpx2.Response:
+        return request, False
+    wrapped = copy.copy(request)
+    wrapped.cast_to = anthropic.AsyncAPIResponse[httpx2.Response]
+    return wrapped, True
 
 
 def _numbered(request: APIRequest, retries: int) -> APIRequest:

@@ -71,7 +71,7 @@ class Outcome:
             Exception: The error of the attempt.
         """
         http = http_response_of(self.response)
-        if self.error is None and http is not None and http.is_error:
+        if self.error is None and http is not None and not http.is_success:
             # Else the SDK's own retries, if they are on, would begin all over.
             http.headers["x-should-retry"] = "false"
             self.error = _status_error(self.response, http) if note else None
