@@ -83,6 +83,7 @@ class Call:
         usage: Tokens of all attempts that ended.
         place: Its place in the waiting line, in the line's own terms; a retried attempt keeps it.
         notes: What the error finally raised should say besides the API's own words.
+        renewed: Whether the SDK client was to get itself a new token.
         waiting: Whether it stands in the waiting line now.
         closing: Whether its client is being closed.
         ended: Whether it is over.
@@ -113,6 +114,7 @@ class Call:
         "patience",
         "place",
         "queued_s",
+        "renewed",
         "request_id",
         "scope",
         "started_at",
@@ -160,6 +162,7 @@ class Call:
         self.key: str | None = None
         self.place: object = None
         self.notes: list[str] = []
+        self.renewed = False
         self.waiting = False
         self.closing = False
         self.ended = False

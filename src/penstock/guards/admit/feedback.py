@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock._core.failure import FailureKind
+from penstock._core.failure import Cause, FailureKind
 from penstock.events import KeyChanged, LimitsLearned, QuotaCooled
 from penstock.guards.admit.limits import Cost
 
@@ -114,6 +114,9 @@ class Feedback:
 
     def refused(self, key: Key, attempt: Attempt, *, now: float) -> None:
         """A 401: quarantine the key, and have the call tried with another if there is one."""
+        if attempt.failure is not None and attempt.failure.cause is Cause.NOTHING_DONE:
+            # Of a token that had its day: the next attempt brings a new one.
+            return
         key.quarantine.begin(now=now)
         again_s = key.quarantine.again_in_s(now=now)
         self._changed(key, "quarantined", "authentication failed", again_s)

@@ -136,8 +136,11 @@ class Retry(anthropic.Middleware):
                 charge = following
 
     def _course(self, call: Call, request: APIRequest) -> Course:
-        patience = call.patience
+        patience, retries = call.patience, request.max_retries
         most = self._options.max_attempts if patience is None else patience.max_attempts
+        if isinstance(retries, int):
+            # Said for this request alone; what must not be repeated isn't.
+            most = retries + 1 if patience is None else min(most, retries + 1)
         return Course(
             self._options,
             self._rng,
