@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -218,6 +220,12 @@ class TestMaxRetries:
                     await copy.messages.create(**ASK)
                 assert len(transport.requests) == attempts
 
+    async def test_copies_are_made_as_the_sdks(self) -> None:
+        """Editors and `help()` show the same arguments."""
+        sdk = ScriptedTransport(said(200)).client()
+        copy = governing(sdk).sdk.with_options(timeout=5)
+        assert inspect.signature(copy.with_options) == inspect.signature(sdk.with_options)
+
     async def test_one_request_can_say_so(self) -> None:
         """In its options, as the SDK lets it."""
         transport = ScriptedTransport(said(529, OVERLOADED))
@@ -268,3 +276,33 @@ class TestRequests:
         assert (request.content, request.read(), await request.aread()) == (b"", b"", b"")
         assert request.extensions["timeout"] == {"connect": 7, "read": 7, "write": 7, "pool": 7}
         assert "authorization" not in request.headers
+
+
+class TestThreads:
+    """Threads of the beta keep account of their turns themselves."""
+
+    @pytest.mark.parametrize("more", [(), ({"role": "user", "content": "once more"},)], ids=["as it is", "more"])
+    async def test_a_turn_that_broke_off_is_sent_again_with_its_cache_markers(self, more: tuple[Any, ...]) -> None:
+        """What was asked in it stands in the thread, though no content came."""
+        start = {"type": "message_start", "message": {**MESSAGE, "id": "msg_2", "content": [], "stop_reason": None}}
+        broken = f"event: message_start\ndata: {json.dumps(start)}\n\n".encode()
+        transport = ScriptedTransport(
+            said(200),
+            lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=broken),
+            said(200),
+        )
+        marked: Any = {
+            "role": "user",
+            "content": [{"type": "text", "text": "keep this", "cache_control": {"type": "ephemeral"}}],
+        }
+        async with governing(transport.client(), retry=RetryOptions(max_attempts=1)) as claude:
+            thread = claude.beta.messages.thread(model=ASK["model"], max_tokens=100)
+            await thread.send(marked)
+            async with thread.stream(marked) as stream:
+                await stream.until_done()
+            await thread.send(*more)
+            assert claude.statistics().calls.failures == 1
+        sent = json.loads(transport.requests[-1].content)
+        assert sent["thread"] == {"type": "create"}
+        assert sent["messages"][2:] == [marked, *more]
+        assert "cache_control" not in sent["messages"][0]["content"][0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anthropic
@@ -94,6 +95,7 @@ def _govern_copies(sdk: AsyncAnthropic) -> None:
     """Have copies, and copies of copies, repeat what fails in our loop only, and as often as they say."""
     plain = sdk.copy
 
+    @wraps(plain)
     def with_options(**options: Any) -> AsyncAnthropic:
         middleware, retries = _middleware_of(sdk, options), options.get("max_retries")
         if isinstance(retries, int) and any(isinstance(each, Retry) for each in middleware):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import anyio
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anthropic import APIRequest
 
     from penstock._core.attempt import Attempt, CallNext, Response
+    from penstock._core.body.body import Beginning
     from penstock._core.call import Call
     from penstock._core.failure import Failure
     from penstock.guards.retry.quota import Charge
@@ -160,7 +161,7 @@ class Retry(anthropic.Middleware):
             if http is None:
                 return Outcome(attempt, response, attempt.failure, None)
             begins = await attempt.begin(http, hold_s=self._hold_s(request))
-            return Outcome(attempt, response, begins.failure, begins.error)
+            return Outcome(attempt, response, begins.failure, None if _is_kept(begins, request) else begins.error)
 
     def _hold_s(self, request: APIRequest) -> float:
         return math.inf if request.headers.get(_RAW_RESPONSE) == "stream" else self._options.hold_s
@@ -237,6 +238,17 @@ def _wrapped(request: APIRequest) -> tuple[APIRequest, bool]:
     wrapped = copy.copy(request)
     wrapped.cast_to = anthropic.AsyncAPIResponse[httpx2.Response]
     return wrapped, True
+
+
+def _is_kept(begins: Beginning, request: APIRequest) -> bool:
+    """Whether an answer that broke off is for its reader all the same.
+
+    A thread of the beta keeps account of its turns: what was asked in one that has begun is not taken back.
+    """
+    if begins.failure is None or begins.failure.kind is not FailureKind.CONNECTION:
+        return False
+    body = request.json
+    return isinstance(body, dict) and "thread" in cast("dict[str, object]", body)
 
 
 def _numbered(request: APIRequest, retries: int) -> APIRequest:
