@@ -6,20 +6,27 @@ because two retry loops multiply. What the caller built is never changed and nev
 
 from __future__ import annotations
 
+import copy
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
-from penstock._core.attempt import read_whole
+from penstock.guards.retry import Retry
 from penstock.observe.tracing import tracing_configured
+from penstock.transport import held, own_http_client
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anthropic import APIRequest, MiddlewareInput
     from anthropic.lib.bedrock import AsyncAnthropicBedrock, AsyncAnthropicBedrockMantle
     from anthropic.lib.vertex import AsyncAnthropicVertex
 
+    from penstock._core.attempt import CallNext, Response
     from penstock.chain import Chain
     from penstock.settings import Settings
 
@@ -40,13 +47,6 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url: Of the API.
         chain: The guards.
     """
-    # Never fewer connections than slots, or requests that were let in would wait a second time, unseen.
-    limits = httpx2.Limits(
-        max_connections=max(1000, settings.most_at_once),
-        max_keepalive_connections=max(100, settings.most_at_once),
-        keepalive_expiry=30.0,
-    )
-    transport = anthropic.DefaultAioHttpClient if settings.transport == "aiohttp" else anthropic.DefaultAsyncHttpxClient
     options: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s}
     if not tracing_configured():
         options["open_telemetry"] = False
@@ -55,10 +55,10 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         base_url=base_url,
         max_retries=0,
         middleware=chain.middleware,
-        http_client=_bounded(transport(limits=limits)),
+        http_client=held(own_http_client(settings.transport, most_at_once=settings.most_at_once)),
         **options,
     )
-    _warn_of_retries(sdk)
+    _govern_copies(sdk)
     return sdk
 
 
@@ -72,54 +72,52 @@ def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:
 
     The copy shares the `http_client`; closing the copy would close that, so nobody must.
     """
-    http_client = _bounded(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
+    http_client = held(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
     governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0, http_client=http_client)
-    _warn_of_retries(governed)
+    _govern_copies(governed)
     return governed
 
 
-def _bounded(http_client: httpx2.AsyncClient) -> httpx2.AsyncClient:
-    """Return a client that is `http_client` in everything, but reads whole answers no further than they may go.
+class _Tries(anthropic.Middleware):
+    """Says how often the requests of one copy are repeated, where the guards will see it."""
 
-    A guard can't: where nothing is streamed, the client has read the answer before any of them sees it.
-    """
-    kind: Any = type(http_client)
+    def __init__(self, max_retries: int) -> None:
+        self._max_retries = max_retries
 
-    class Bounded(kind):  # type: ignore[misc] # it stays whatever it is
-        async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-            response = cast("httpx2.Response", await super().send(request, stream=True, **options))  # pyright: ignore[reportUnknownMemberType]
-            if stream:
-                return response
-            try:
-                await read_whole(response)
-            except BaseException:
-                await response.aclose()
-                raise
-            return response
-
-        def __del__(self) -> None:
-            """Close nothing: it is the other's."""
-
-    bounded: httpx2.AsyncClient = Bounded.__new__(Bounded)
-    # All that it has and opens is the other's; so closing one closes both.
-    bounded.__dict__ = http_client.__dict__
-    return bounded
+    async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
+        """Send `request` on with that number."""
+        told = copy.copy(request)
+        told.options = request.options.model_copy(update={"max_retries": self._max_retries})
+        return await call_next(told)
 
 
-def _warn_of_retries(sdk: AsyncAnthropic) -> None:
-    """Have copies, and copies of copies, that switch the SDK's own retries on warned about."""
-    copy = sdk.copy
+def _govern_copies(sdk: AsyncAnthropic) -> None:
+    """Have copies, and copies of copies, repeat what fails in our loop only, and as often as they say."""
+    plain = sdk.copy
 
+    @wraps(plain)
     def with_options(**options: Any) -> AsyncAnthropic:
-        if options.get("max_retries"):
-            warnings.warn(
-                "max_retries on a governed client adds a second retry loop; "
-                "set retry=RetryOptions(max_attempts=…) on the Client instead",
-                UserWarning,
-                stacklevel=2,
-            )
-        copied = copy(**options)
-        _warn_of_retries(copied)
+        middleware, retries = _middleware_of(sdk, options), options.get("max_retries")
+        if isinstance(retries, int) and any(isinstance(each, Retry) for each in middleware):
+            if retries:
+                warnings.warn(
+                    f"max_retries={retries} on a governed client makes no second retry loop: its guards try each call "
+                    f"of this copy up to {retries + 1} times. For all calls, set "
+                    "retry=RetryOptions(max_attempts=…) on the Client",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            others = (each for each in middleware if not isinstance(each, _Tries))
+            options |= {"max_retries": 0, "middleware": (_Tries(retries), *others)}
+        if isinstance(given := options.get("http_client"), httpx2.AsyncClient):
+            options["http_client"] = held(given)
+        copied = plain(**options)
+        _govern_copies(copied)
         return copied
 
     sdk.copy = sdk.with_options = with_options  # type: ignore[method-assign]
+
+
+def _middleware_of(sdk: AsyncAnthropic, options: Mapping[str, Any]) -> tuple[MiddlewareInput, ...]:
+    given = options.get("middleware", anthropic.not_given)
+    return sdk.middleware if isinstance(given, anthropic.NotGiven) else tuple(given or ())

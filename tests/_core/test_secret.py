@@ -139,12 +139,14 @@ class TestWithoutSecrets:
         """Headers that explain what was asked for stay."""
         assert without_secrets(_request(**{name: "value"})).headers[name] == "value"
 
-    def test_method_and_query_stay_and_body_user_and_extensions_go(self) -> None:
-        """What remains says what was called, but neither with which content nor as whom."""
-        clean = without_secrets(_request())
+    async def test_method_query_and_time_outs_stay_and_body_user_and_other_extensions_go(self) -> None:
+        """What remains says what was called and for how long, but neither with which content nor as whom."""
+        request = _request()
+        request.extensions["trace"] = print
+        clean = without_secrets(request)
         assert (clean.method, str(clean.url)) == ("POST", "https://example.com/v1/messages?beta=true")
-        assert clean.read() == b""
-        assert clean.extensions == {}
+        assert (clean.content, clean.read(), await clean.aread()) == (b"", b"", b"")
+        assert clean.extensions == {"timeout": {"read": 1}}
         assert PROMPT.encode() not in pickle.dumps(clean)
 
     def test_the_request_itself_is_not_changed(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 import anthropic
 import httpx2
@@ -21,7 +21,7 @@ from penstock._core.body.body import Beginning, Body, scanner_for
 from penstock._core.body.inflate import Bounded
 from penstock._core.body.scanner import is_message
 from penstock._core.call import current_call, open_call
-from penstock._core.failure import INCOMPLETE, FailureKind, failure_of_exception, failure_of_response
+from penstock._core.failure import INCOMPLETE, Cause, FailureKind, failure_of_exception, failure_of_response
 from penstock._core.kind import RequestKind
 from penstock._core.usage import Usage
 from penstock.errors import InvalidStream, ResponseTooLarge
@@ -44,6 +44,8 @@ __all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "o
 Response: TypeAlias = Any
 CallNext: TypeAlias = "Callable[[APIRequest], Awaitable[Response]]"
 GiveBack: TypeAlias = "Callable[[Attempt], None]"
+
+_CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
 
 
 def http_response_of(response: Response) -> httpx2.Response | None:
@@ -220,8 +222,9 @@ class Attempt:
     async def _note_response(self, response: Response, http: httpx2.Response) -> None:
         self.status = http.status_code
         self.request_id = http.headers.get("request-id")
-        if http.is_error:
-            await self._note_error(http)
+        # A redirect that was not followed is no answer either.
+        if not http.is_success:
+            await self._note_error(response, http)
         elif not (http.is_closed or http.is_stream_consumed):
             self.watch(http)
         elif self.call.kind is RequestKind.MESSAGES:
@@ -260,7 +263,7 @@ class Attempt:
         self.usage, self.stop_reason = Usage.from_message(message), message.stop_reason
         return True
 
-    async def _note_error(self, http: httpx2.Response) -> None:
+    async def _note_error(self, response: Response, http: httpx2.Response) -> None:
         try:
             await read_whole(http)
         except (httpx2.RequestError, httpx2.StreamError, InvalidStream, ResponseTooLarge):
@@ -273,6 +276,9 @@ class Attempt:
             raise
         finally:
             self.failure = failure_of_response(http)
+            if self.failure.kind is FailureKind.AUTHENTICATION and _dropped_token(response) and not self.call.renewed:
+                self.call.renewed = True
+                self.failure = replace(self.failure, cause=Cause.NOTHING_DONE)
 
     def note_exception(self, error: BaseException) -> None:
         """Note what was raised, unless a failure is known already.
@@ -331,6 +337,19 @@ def open_attempt(request: APIRequest) -> AbstractContextManager[Attempt]:
         return _Opening(open_call(request))
     attempt = call.attempt
     return _Opening(call) if attempt is None or attempt.ended else attempt
+
+
+def _dropped_token(response: Response) -> bool:
+    """Have the SDK client get itself a new token after a 401, if it was one of those that it gets itself.
+
+    Its own retries would do that, were they on.
+    """
+    cache = getattr(getattr(response, "_client", None), "_token_cache", None)
+    options = getattr(response, "_options", None)
+    if cache is None or not _CREDENTIALS.isdisjoint(name.lower() for name in getattr(options, "headers", None) or ()):
+        return False
+    cache.invalidate()
+    return True
 
 
 class _Opening:

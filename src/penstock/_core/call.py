@@ -84,6 +84,7 @@ class Call:
         place: Its place in the waiting line, in the line's own terms; a retried attempt keeps it.
         forbidden: The key for which it was answered 403, in terms of the pool; `None` while it wasn't.
         notes: What the error finally raised should say besides the API's own words.
+        renewed: Whether the SDK client was to get itself a new token.
         waiting: Whether it stands in the waiting line now.
         closing: Whether its client is being closed.
         ended: Whether it is over.
@@ -115,6 +116,7 @@ class Call:
         "patience",
         "place",
         "queued_s",
+        "renewed",
         "request_id",
         "scope",
         "started_at",
@@ -163,6 +165,7 @@ class Call:
         self.place: object = None
         self.forbidden: object = None
         self.notes: list[str] = []
+        self.renewed = False
         self.waiting = False
         self.closing = False
         self.ended = False

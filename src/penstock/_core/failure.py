@@ -71,7 +71,7 @@ class FailureKind(enum.Enum):
     AUTHENTICATION = "authentication"
     """401: the key."""
     REQUEST = "request"
-    """Any other 4xx: the request itself, or the account (402, 403)."""
+    """Any other 4xx: the request itself, or the account (402, 403); or a redirect that was not followed."""
     OVERLOADED = "overloaded"
     """529, or `overloaded_error` inside a stream."""
     SERVER = "server"
@@ -410,7 +410,7 @@ def failure_of_exception(error: BaseException) -> Failure:
     """Classify what a chain or a body raised."""
     if isinstance(error, anthropic.APIStatusError):
         # The SDK raises for an error inside a stream what its HTTP status is: 200.
-        in_stream = not error.response.is_error
+        in_stream = error.response.is_success
         return failure_of_error_event(error.body) if in_stream else failure_of_response(error.response)
     kind = _kind_of_exception(error)
     return Failure(

@@ -171,18 +171,24 @@ def without_secrets(request: httpx2.Request) -> httpx2.Request:
         request: A request, sent or not. It isn't changed.
 
     Returns:
-        A request with the same method, URL (less its user and password) and headers (less credentials), and no body.
+        A request with the same method, URL (less its user and password), headers (less credentials) and time-outs,
+        and an empty body.
 
     Example:
         >>> request = httpx2.Request("POST", "https://api.anthropic.com", headers={"X-Api-Key": "k"}, content=b"Hi")
         >>> clean = without_secrets(request)
-        >>> "x-api-key" in clean.headers, clean.read()
+        >>> "x-api-key" in clean.headers, clean.content
         (False, b'')
     """
     url = request.url
     if url.userinfo:
         url = url.copy_with(username=None, password=None)
-    return httpx2.Request(request.method, url, headers=_without_credentials(request.headers), stream=_NO_BODY)
+    clean = httpx2.Request(request.method, url, headers=_without_credentials(request.headers), stream=_NO_BODY)
+    if (timeout := request.extensions.get("timeout")) is not None:
+        clean.extensions["timeout"] = timeout
+    # Reading it ends with nothing instead of an error.
+    clean._content = b""  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - what `read()` sets, which takes longer
+    return clean
 
 
 def clean_error(error: BaseException) -> None:

@@ -135,6 +135,11 @@ async def test_what_is_no_answer_is_asked_for_again(
     assert repr(simulator.batches) == "Batches(1 of 1)"
 
 
+def moved(status: int) -> httpx2.Response:
+    """A redirect to another host."""
+    return httpx2.Response(status, headers={"location": "https://elsewhere.example/results"})
+
+
 @pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("kind", "change", "error"),
@@ -142,6 +147,9 @@ async def test_what_is_no_answer_is_asked_for_again(
         ("list", lambda _: reply(b"{}"), anthropic.APIResponseValidationError),
         ("list", lambda _: reply(b"{}", status=403), anthropic.PermissionDeniedError),
         ("results", lambda _: reply(b"{}", status=403), anthropic.PermissionDeniedError),
+        ("results", lambda _: reply(b"{}", status=404), anthropic.NotFoundError),
+        ("results", lambda _: moved(302), anthropic.APIStatusError),
+        ("results", lambda _: moved(307), anthropic.APIStatusError),
         ("results", lambda _: reply(b"{}", status=500), anthropic.InternalServerError),
         ("look", edited(processing_status="ended", results_url=None), NoResults),
     ],

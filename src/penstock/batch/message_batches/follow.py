@@ -184,6 +184,8 @@ class Follower:
             elif broken is None or isinstance(broken, anthropic.NotFoundError):
                 breaks += 1
                 if breaks == _MOST_BREAKS:
+                    if broken is not None and _is_of_results(broken):
+                        raise broken
                     break
             elif not _passes(broken, since=reached_at):
                 raise broken
@@ -262,6 +264,11 @@ def _understood(line: Mapping[str, Any]) -> FanOutResult | None:
 def _passes(error: Exception, *, since: float) -> bool:
     """Whether a failure is worth being sat out."""
     return failure_of(error).retryable and anyio.current_time() - since <= _LONGEST_S
+
+
+def _is_of_results(error: anthropic.NotFoundError) -> bool:
+    """Whether it is the results that aren't found, so that the batch is: it was paid for, and they may be had yet."""
+    return error.request.url.path.endswith("/results")
 
 
 def _failed(kind: str, message: str) -> ItemFailed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import anthropic
 import anyio
+import httpx2
 from anthropic import APIRequest, Middleware, omit
 
 from penstock._core.attempt import Attempt, CallNext, Response, http_response_of, open_attempt
@@ -171,6 +172,8 @@ class Admit(Middleware):
         """Wait, send with the key that was given, and take in what the answer says of the quota."""
         with open_attempt(request) as attempt:
             self._clock = attempt.call.clock
+            if attempt.call.kind is RequestKind.OTHER:
+                request = _at_base_url(request)
             if not _CREDENTIALS.isdisjoint(name.lower() for name in request.headers):
                 # A call that brings its own credentials spends from a quota that isn't ours.
                 attempt.sent = True
@@ -312,6 +315,21 @@ def _with_key(request: APIRequest, secret: Secret) -> APIRequest:
     keyed.options = request.options.model_copy()
     keyed.options.headers = headers
     return keyed
+
+
+def _at_base_url(request: APIRequest) -> APIRequest:
+    """Return a request that names a host as one for the same at `base_url`: credentials are meant for nobody else.
+
+    The SDK asks for a batch's results wherever an answer says that they are.
+    """
+    if request.url.startswith("/") or not (url := httpx2.URL(request.url)).is_absolute_url:
+        return request
+    path = url.raw_path.decode("ascii")
+    moved = copy.copy(request)
+    moved.options = request.options.model_copy()
+    # What comes before is where the API is mounted, which `base_url` says as well.
+    moved.options.url = path[max(path.find("/v1/"), 0) :]
+    return moved
 
 
 def _body(request: APIRequest) -> Mapping[str, object]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anthropic
 import anyio
+import httpx2
 
 from penstock._core.attempt import http_response_of, open_attempt
 from penstock._core.call import open_call
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from anthropic import APIRequest
 
     from penstock._core.attempt import Attempt, CallNext, Response
+    from penstock._core.body.body import Beginning
     from penstock._core.call import Call
     from penstock._core.failure import Failure
     from penstock.guards.retry.quota import Charge
@@ -126,21 +128,25 @@ class Retry(anthropic.Middleware):
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on until it succeeds or nothing speaks for another attempt."""
         with open_call(request) as call:
+            request, unwrapped = _wrapped(request)
             course, charge = self._course(call, request), FIRST
             while True:
                 outcome = await self._try(_numbered(request, course.attempts), call_next, course)
                 failure = outcome.failure
                 if failure is None:
                     self._quota.give_back(charge.reward)
-                    return outcome.response
+                    return http_response_of(outcome.response) if unwrapped else outcome.response
                 following = await self._next(course, outcome, failure, charge)
                 if isinstance(following, Stop):
                     return await outcome.conclude(_note(call, course, outcome, following))
                 charge = following
 
     def _course(self, call: Call, request: APIRequest) -> Course:
-        patience = call.patience
+        patience, retries = call.patience, request.max_retries
         most = self._options.max_attempts if patience is None else patience.max_attempts
+        if isinstance(retries, int):
+            # Said for this request alone; what must not be repeated isn't.
+            most = retries + 1 if patience is None else min(most, retries + 1)
         return Course(
             self._options,
             self._rng,
@@ -163,7 +169,7 @@ class Retry(anthropic.Middleware):
             if http is None:
                 return Outcome(attempt, response, attempt.failure, None)
             begins = await attempt.begin(http, hold_s=self._hold_s(request))
-            return Outcome(attempt, response, begins.failure, begins.error)
+            return Outcome(attempt, response, begins.failure, None if _is_kept(begins, request) else begins.error)
 
     def _hold_s(self, request: APIRequest) -> float:
         return math.inf if request.headers.get(_RAW_RESPONSE) == "stream" else self._options.hold_s
@@ -234,6 +240,29 @@ class Retry(anthropic.Middleware):
 def _closed_at_once(attempt: Attempt, error: Exception) -> bool:
     sent_at = attempt.started_at + attempt.queued_s
     return was_dropped(error) and not attempt.answered and attempt.call.clock() - sent_at < _AT_ONCE_S
+
+
+def _wrapped(request: APIRequest) -> tuple[APIRequest, bool]:
+    """Have a bare HTTP response come as the others do, and say whether it must be unwrapped.
+
+    The SDK raises nothing for a failed status that leaves a chain bare.
+    """
+    if request.cast_to is not httpx2.Response:
+        return request, False
+    wrapped = copy.copy(request)
+    wrapped.cast_to = anthropic.AsyncAPIResponse[httpx2.Response]
+    return wrapped, True
+
+
+def _is_kept(begins: Beginning, request: APIRequest) -> bool:
+    """Whether an answer that broke off is for its reader all the same.
+
+    A thread of the beta keeps account of its turns: what was asked in one that has begun is not taken back.
+    """
+    if begins.failure is None or begins.failure.kind is not FailureKind.CONNECTION:
+        return False
+    body = request.json
+    return isinstance(body, dict) and "thread" in cast("dict[str, object]", body)
 
 
 def _numbered(request: APIRequest, retries: int) -> APIRequest:

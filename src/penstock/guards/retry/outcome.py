@@ -6,19 +6,26 @@ The rule here: nothing of a failed attempt stays open, and its error reaches the
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import httpx2
 
 from penstock._core.attempt import http_response_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import anthropic
 
     from penstock._core.attempt import Attempt, Response
     from penstock._core.failure import Failure
 
 __all__ = ["Outcome"]
+
+_NOTE: Final = "penstock_note"
+# The SDK makes the error of a failed status after the chain, where nothing of ours stands; a canary test watches it.
+_MAKE_ERROR: Final = "_make_status_error_from_response"
 
 
 class Outcome:
@@ -62,20 +69,22 @@ class Outcome:
         """Give the caller the outcome of the last attempt.
 
         Args:
-            note: Added to the error that is raised.
+            note: Added to the error that is raised, here or by the SDK.
 
         Returns:
-            The response, if it brings no error, or one that the SDK raises itself where there is no note to add.
+            The response, if it brings no error, or one that the SDK raises itself: a middleware further out may have
+            another answer to a failed status.
 
         Raises:
             Exception: The error of the attempt.
         """
-        http = http_response_of(self.response)
-        if self.error is None and http is not None and http.is_error:
-            # Else the SDK's own retries, if they are on, would begin all over.
-            http.headers["x-should-retry"] = "false"
-            self.error = _status_error(self.response, http) if note else None
         if self.error is None:
+            http = http_response_of(self.response)
+            if http is not None and not http.is_success:
+                # Else the SDK's own retries, if they are on, would begin all over.
+                http.headers["x-should-retry"] = "false"
+                if note:
+                    _leave(note, http, self.response)
             return self.response
         await self.discard()
         if note:
@@ -88,12 +97,19 @@ class Outcome:
             del error
 
 
-def _status_error(response: Response, http: httpx2.Response) -> anthropic.APIStatusError | None:
-    """Return the error that the SDK would raise for an answer after the chain, where it can get no note."""
-    make = getattr(getattr(response, "_client", None), "_make_status_error_from_response", None)
-    if make is None:
-        return None
-    error: anthropic.APIStatusError = make(http)
-    # As `raise … from None` does.
-    error.__cause__ = None
+def _leave(note: str, http: httpx2.Response, response: Response) -> None:
+    """Have a note added to the error that the SDK will raise for a failed status, if nobody answers otherwise."""
+    http.extensions[_NOTE] = note
+    client = getattr(response, "_client", None)
+    make = getattr(client, _MAKE_ERROR, None)
+    if make is not None and _MAKE_ERROR not in vars(client):
+        setattr(client, _MAKE_ERROR, partial(_with_note, make))
+
+
+def _with_note(
+    make: Callable[[httpx2.Response], anthropic.APIStatusError], response: httpx2.Response
+) -> anthropic.APIStatusError:
+    error = make(response)
+    if (note := response.extensions.get(_NOTE)) is not None:
+        error.add_note(note)
     return error
