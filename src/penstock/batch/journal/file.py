@@ -132,6 +132,14 @@ class JournalFile:
         except OSError as error:
             raise self._told(error) from error
 
+    def changed(self, how: str) -> JournalError:
+        """Return the error for a file that another program has changed."""
+        return JournalError(
+            str(self.path),
+            f"another program has changed it while it was open: {how}. See that none does, and run again: what is "
+            "missing in it is asked again",
+        )
+
     def _told(self, error: OSError) -> JournalError:
         return JournalError(str(self.path), _REASONS.get(error.errno or 0, f"{error.strerror or error}"))
 
