@@ -103,6 +103,10 @@ class Client(Verbs):
         **fields: Unpack[SettingsFields],
     ) -> None:
         given = cast("dict[str, Any]", fields)
+        if not isinstance(cast("object", settings), Settings | None):
+            kind = type(settings).__name__
+            del settings
+            raise TypeError(f"settings must be Settings, not {kind}; keys are given by name: Client(api_keys=[…])")
         try:
             self._settings = _settings(settings, sdk, given)
         except ValueError:
@@ -111,6 +115,7 @@ class Client(Verbs):
             raise
         self._given_sdk = cast("AsyncAnthropic | None", sdk)
         if sdk is not None and self.settings.api_keys and type(sdk) is not AsyncAnthropic:
+            given.clear()
             raise TypeError(
                 f"api_keys can't be used with {type(sdk).__name__}: it brings credentials of its own. "
                 "Leave api_keys out."

@@ -6,8 +6,11 @@ Observers are plain functions, called at once; one that raises is logged and nev
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -34,6 +37,31 @@ __all__ = [
 _logger = logging.getLogger("penstock")
 # Until the application adds a handler, nothing is shown, not even by the last resort of `logging`.
 _logger.addHandler(logging.NullHandler())
+
+
+def make_harmless(logger: logging.Logger) -> None:
+    """Have what the application's handlers and filters raise told on the standard error, as `logging` tells of its own.
+
+    Whoever logs in the middle of a call would fail it otherwise, when it is paid for.
+
+    Args:
+        logger: Whose records they handle; what is made harmless stays so.
+    """
+    if not isinstance(logger.handle, partial):
+        logger.handle = partial(_handle, logger.handle)  # type: ignore[method-assign]
+
+
+def _handle(handle: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+    try:
+        handle(record)
+    except Exception as error:  # noqa: BLE001 - a line of a log is worth less than an answer
+        if logging.raiseExceptions and sys.stderr is not None:
+            # Neither the record nor the traceback: the SDK's own lines hold content.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"a log handler or filter raised {type(error).__name__} on a line of {record.name}\n")
+
+
+make_harmless(_logger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

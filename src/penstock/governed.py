@@ -7,6 +7,7 @@ because two retry loops multiply. What the caller built is never changed and nev
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +16,7 @@ import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
+from penstock.events import make_harmless
 from penstock.guards.retry import Retry
 from penstock.observe.tracing import tracing_configured
 from penstock.transport import held, own_http_client
@@ -35,6 +37,7 @@ __all__ = ["SDK", "governed_copy", "own_sdk", "sends_nothing_else"]
 # Foundry's, AWS's and Google Cloud's clients are subclasses of the first.
 SDK: TypeAlias = "AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicBedrockMantle | AsyncAnthropicVertex"
 
+_CARRIERS = frozenset({"aiohttp", "anthropic", "httpcore2", "httpx2"})
 # The SDK wants some key when it is made; every request gets its own from the pool.
 _PLACEHOLDER = "set-by-penstock"
 
@@ -59,6 +62,7 @@ def own_sdk(settings: Settings, base_url: str, chain: Chain) -> AsyncAnthropic:
         **options,
     )
     _govern_copies(sdk)
+    _make_logs_harmless()
     return sdk
 
 
@@ -75,7 +79,15 @@ def governed_copy(sdk: AsyncAnthropic, chain: Chain) -> AsyncAnthropic:
     http_client = held(sdk._client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - a canary test watches it
     governed = sdk.copy(middleware=(*sdk.middleware, *chain.middleware), max_retries=0, http_client=http_client)
     _govern_copies(governed)
+    _make_logs_harmless()
     return governed
+
+
+def _make_logs_harmless() -> None:
+    """Have no log handler of the application fail a call: those who carry it log once it is sent, and answered."""
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in _CARRIERS:
+            make_harmless(logger)
 
 
 class _Tries(anthropic.Middleware):

@@ -7,13 +7,15 @@ and shows the value only where it can't be a secret. Nothing is read at import t
 from __future__ import annotations
 
 import difflib
+import inspect
 import ipaddress
 import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args
 
+import anthropic
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import (
@@ -45,6 +47,10 @@ __all__ = ["Settings", "SettingsFields", "check_base_url"]
 _HIDDEN = frozenset({"api_keys", "base_url"})
 # No API key is as short as that; a longer text may be one that was given in the wrong place.
 _LONGEST_SHOWN = 16
+# Names of fields, and of models, are longer.
+_LONGEST_NAME = 32
+# Settings that the SDK's client calls otherwise.
+_OF_THE_SDK = {"api_key": "api_keys", "timeout": "timeout_s", "max_retries": "retry=RetryOptions(max_attempts=…)"}
 _PREFIX = "PENSTOCK_"
 
 
@@ -83,22 +89,31 @@ def check_base_url(url: str, *, allow_http: bool) -> str:
         >>> check_base_url("http://127.0.0.1:8080", allow_http=False)
         'http://127.0.0.1:8080'
     """
+    problem = _problem_of_url(url, allow_http=allow_http)
+    if problem is not None:
+        # It may be a key, and some tracebacks show local variables.
+        del url
+        raise ValueError(problem)
+    return url
+
+
+def _problem_of_url(url: str, *, allow_http: bool) -> str | None:
     import httpx2  # noqa: PLC0415 - not needed where there is no base_url
 
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
-        raise ValueError("base_url must be an http(s) URL") from None
+        return "base_url must be an http(s) URL"
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError("base_url must be an http(s) URL")
+        return "base_url must be an http(s) URL"
     if parsed.userinfo:
-        raise ValueError("base_url must hold no user or password, which would be sent in place of the API key")
+        return "base_url must hold no user or password, which would be sent in place of the API key"
     if parsed.scheme == "http" and not allow_http and not _is_loopback(parsed.host):
-        raise ValueError(
+        return (
             "base_url is plain http to another machine, which would show API keys on the network; "
             "use https, or set allow_http=True"
         )
-    return url
+    return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -188,8 +203,9 @@ class Settings(AdmitOptions, BaseSettings):
             failed = _unreadable(error)
         if failed is not None:
             # Raised out here, so that the original, which holds the input, is not its context; and without the fields,
-            # because some tracebacks show local variables.
+            # or what was made of them, because some tracebacks show local variables.
             fields.clear()
+            del self
             raise failed
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -259,8 +275,43 @@ def _without_secrets(error: ValidationError) -> ValidationError:
     lines: list[InitErrorDetails] = []
     for line in error.errors(include_url=False):
         shown = _may_show(line["type"], line["loc"], line["input"])
-        lines.append(_line(line["type"], line["msg"], line["loc"], line["input"] if shown else "***"))
+        message = f"is no setting{_hint(line['loc'])}" if line["type"] == "extra_forbidden" else line["msg"]
+        place = tuple(_shown_name(part) for part in line["loc"])
+        lines.append(_line(line["type"], message, place, line["input"] if shown else "***"))
     return ValidationError.from_exception_data(error.title, lines)
+
+
+def _shown_name(part: int | str) -> int | str:
+    """Return a part of a place, unless it may be a key: of a dictionary that was given, it is the caller's own."""
+    is_name = isinstance(part, int) or part.isidentifier() or len(part) <= _LONGEST_NAME
+    return "***" if not is_name or str(part).startswith("sk-") else part
+
+
+def _hint(place: tuple[int | str, ...]) -> str:
+    """Say what may be meant by a name that is no setting."""
+    groups = {name: _fields_of(Settings, name) for name in Settings.model_fields}
+    name = str(place[-1])
+    if len(place) > 1:
+        return _nearest(name, groups.get(str(place[0]), ()))
+    if name in _OF_THE_SDK:
+        return f"; did you mean {_OF_THE_SDK[name]}?"
+    if name in inspect.signature(anthropic.AsyncAnthropic).parameters:
+        return f"; give the SDK's client, which has it: Client(sdk=AsyncAnthropic({name}=…))"
+    for group, names in groups.items():
+        if name in names:
+            return f"; did you mean {group}={{{name!r}: …}}?"
+    return _nearest(name, groups)
+
+
+def _fields_of(settings: type[BaseSettings], name: str) -> tuple[str, ...]:
+    """Return the fields of a setting that has some."""
+    kinds = (settings.model_fields[name].annotation, *get_args(settings.model_fields[name].annotation))
+    return tuple(field for kind in kinds for field in getattr(kind, "model_fields", ()))
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _unreadable(error: SettingsError) -> ValidationError:

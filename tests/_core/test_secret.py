@@ -375,7 +375,7 @@ class TestCleanError:
         clean_error(error)
         assert error.args == (f"sent {SEEN}",)
         assert error.__notes__ == [f"key {SEEN} failed"]
-        assert (cause.args, vars(cause)) == ((SEEN, 3, None), {"detail": SEEN})
+        assert (cause.args, vars(cause)) == ((RequestInfo({}), 3, None), {"detail": SEEN})
 
     def test_words_that_are_no_secret_are_not_masked(self) -> None:
         """The scheme of a credential is no secret, and masking it would spoil texts."""

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import weakref
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -310,16 +311,73 @@ def test_lines_wait_until_there_are_many() -> None:
     assert stream.getvalue() == "a\nb\nc\nd\n"
 
 
-@pytest.mark.parametrize("later", [11.5, 8.5])
-def test_lines_that_waited_long_are_written_with_the_next(later: float) -> None:
-    """A line that comes more than `oldest_s` after the oldest takes it along, also if the clock was set back."""
+class Awaited(io.StringIO):
+    """A stream that another thread writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def flush(self) -> None:
+        super().flush()
+        self.written.set()
+
+
+def test_a_line_is_written_in_time_though_no_other_comes() -> None:
+    """A thread writes what has waited for `oldest_s`, again and again; nobody has to log anything more."""
+    stream = Awaited()
+    handler = BufferedHandler(stream, oldest_s=0.01)
+    for expected in ("a\n", "a\nb\n"):
+        stream.written.clear()
+        handler.handle(record(expected[-2]))
+        assert stream.written.wait(5)
+        assert stream.getvalue() == expected
+    handler.close()
+
+
+def test_lines_need_no_more_than_one_thread() -> None:
+    """However many come while one waits; and closing waits for none."""
+    before = threading.active_count()
+    handler = BufferedHandler(io.StringIO(), most_lines=2, oldest_s=1e300)
+    for message in "abcdefg":
+        handler.handle(record(message))
+    assert threading.active_count() == before + 1
+    handler.close()
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(5)
+    assert threading.active_count() == before
+
+
+def test_lines_are_written_at_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the interpreter exits; so are those that come when the handler is closed, and where none may wait."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
     stream = io.StringIO()
-    handler = BufferedHandler(stream, oldest_s=1.0)
-    handler.handle(record("a", at=10.0))
-    handler.handle(record("b", at=11.0))
-    assert stream.getvalue() == ""
-    handler.handle(record("c", at=later))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Timer, "start", refuse)
+        handler = BufferedHandler(stream)
+        handler.handle(record("a"))
+        assert stream.getvalue() == "a\n"
+    handler.close()
+    handler.handle(record("b"))
+    assert stream.getvalue() == "a\nb\n"
+    BufferedHandler(stream, oldest_s=0).handle(record("c"))
     assert stream.getvalue() == "a\nb\nc\n"
+
+
+def test_a_line_that_can_t_be_written_in_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the standard error, as any other; the thread ends in order."""
+    stream = io.StringIO()
+    handler = BufferedHandler(stream, oldest_s=0.02)
+    handler.handle(record("a"))
+    timer = handler._timer
+    assert timer is not None
+    stream.close()
+    timer.join(5)
+    assert "I/O operation on closed file" in capsys.readouterr().err
     handler.close()
 
 

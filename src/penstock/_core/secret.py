@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import re
+import sys
+import traceback
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NoReturn, Self, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
 import anthropic
 import httpx2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
 __all__ = ["MaskedStr", "Secret", "bearer", "clean_error", "key_name", "names_credential", "without_secrets"]
 
@@ -33,6 +38,14 @@ _CREDENTIAL_WORDS: Final = frozenset(
 # Shorter words of a credential (Bearer, Basic) are no secret, and masking them would spoil messages.
 _SHORTEST_SECRET: Final = 8
 _BETWEEN_SECRETS: Final = re.compile(r"[\s;,=]+")
+# RFC 9110 §5.1 and §5.5. What is none of it is not sent, and may be anything: a prompt that slipped into a header.
+_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE: Final = re.compile(rb"([!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+# How h11 and h2 show what they refuse.
+_QUOTED: Final = re.compile(r"""b?(['"]).*\1""", re.DOTALL)
+_WAITS: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+# Before, to clear the frame of what only waits is to end it.
+_KNOWS_WHAT_WAITS: Final = sys.version_info >= (3, 13)
 
 
 def key_name(key: str) -> str:
@@ -195,10 +208,12 @@ def clean_error(error: BaseException) -> None:
     """Free an error, its causes, contexts and group members of credentials and prompts; in place.
 
     The SDK's and the transport's errors carry their request, and pickle it. Some quote what could not be sent: a
-    header's value that isn't a legal one, or the whole text where a character of it can't be encoded.
+    header's value that isn't a legal one, or the whole text where a character of it can't be encoded. And tools that
+    report errors show the local variables of every frame: those of frames that are left are forgotten, files and lines
+    stay. Errors that a caller is handling while it asks are its own, and keep theirs.
 
     Args:
-        error: Any error.
+        error: Any error; below where this is called, nothing needs the variables of its frames any more.
 
     Example:
         >>> request = httpx2.Request("GET", "https://api.anthropic.com", headers={"X-Api-Key": "k"})
@@ -207,6 +222,10 @@ def clean_error(error: BaseException) -> None:
         >>> "x-api-key" in error.request.headers
         False
     """
+    here = sys._getframe(1)  # noqa: SLF001 - a documented name
+    callers = set(_frames_from(here.f_back))
+    for each in list(_tree(error, unless=lambda each: each is not error and _first_frame(each) in callers)):
+        _forget_variables(each, running=callers | {here})
     errors = list(_tree(error))
     secrets: set[str] = set()
     for each in errors:
@@ -214,14 +233,47 @@ def clean_error(error: BaseException) -> None:
     for each in errors:
         if isinstance(each, UnicodeEncodeError):
             _mask_unencodable(each)
+        elif type(each).__name__ == "LocalProtocolError":
+            # Of h11, h2, httpcore2 or httpx2: each makes its own of the other's.
+            each.args = tuple(_QUOTED.sub(_MASKED, arg) if isinstance(arg, str) else arg for arg in each.args)
         if secrets:
             _mask_texts(each, secrets)
 
 
+def _frames_from(frame: FrameType | None) -> Iterator[FrameType | None]:
+    """A frame that is at work, and all that have called it."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _first_frame(error: BaseException) -> FrameType | None:
+    return None if error.__traceback__ is None else error.__traceback__.tb_frame
+
+
+def _forget_variables(error: BaseException, *, running: set[FrameType | None]) -> None:
+    if not _KNOWS_WHAT_WAITS:
+        error.__traceback__ = _without_waiting(error.__traceback__, running)
+    traceback.clear_frames(error.__traceback__)
+
+
+def _without_waiting(trace: TracebackType | None, running: set[FrameType | None]) -> TracebackType | None:
+    """Leave out the frames that may only wait, as those of another task that was told the same error."""
+    frames: list[TracebackType] = []
+    while trace is not None:
+        if trace.tb_frame in running or not trace.tb_frame.f_code.co_flags & _WAITS:
+            frames.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for each in reversed(frames):
+        kept = TracebackType(kept, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return kept
+
+
 @lru_cache(maxsize=1024)
 def _is_withheld(name: bytes) -> bool:
-    """Whether a header, by its name in lower case, stays behind: a credential, or what describes the missing body."""
-    return name in _BODY_HEADERS or names_credential(name)
+    """Whether a header, by its name in lower case, stays behind: a credential, the missing body's, or no header."""
+    return name in _BODY_HEADERS or names_credential(name) or not _HEADER_NAME.fullmatch(name)
 
 
 def names_credential(name: bytes) -> bool:
@@ -239,13 +291,17 @@ def _without_credentials(headers: httpx2.Headers) -> httpx2.Headers:
     return clean
 
 
-def _tree(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that is reachable from it, once each."""
+def _no(_: BaseException) -> bool:
+    return False
+
+
+def _tree(error: BaseException, *, unless: Callable[[BaseException], bool] = _no) -> Iterator[BaseException]:
+    """The error and everything that is reachable from it, once each, but for some and what only they lead to."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
         each = waiting.pop()
-        if each is None or id(each) in seen:
+        if each is None or id(each) in seen or unless(each):
             continue
         seen.add(id(each))
         yield each
@@ -261,7 +317,10 @@ def _strip_requests(error: BaseException) -> Iterator[str]:
     request, response = _attribute(error, "request"), _attribute(error, "response")
     if isinstance(request, httpx2.Request):
         yield from _credentials(request)
-        error.request = without_secrets(request)
+        clean = error.request = without_secrets(request)
+        clean.headers = httpx2.Headers(
+            [(name, value) for name, value in clean.headers.raw if _HEADER_VALUE.fullmatch(value)]
+        )
     if isinstance(response, httpx2.Response):
         yield from _strip_response(response)
 
@@ -315,6 +374,9 @@ def _without(secrets: Iterable[str], value: object) -> object:
     shown = value if isinstance(value, str) else repr(value)
     for secret in secrets:
         if secret in shown:
+            if "headers" in getattr(value, "_fields", ()):
+                # Of aiohttp, whose errors can't be shown without.
+                return cast("Any", value)._replace(headers={})
             shown = shown.replace(secret, _MASKED)
             value = shown if isinstance(value, str) else _MASKED
     return value

@@ -14,6 +14,7 @@ import httpx2
 from anthropic.types import Message
 
 from penstock._core.context import Patience, Priority, current_labels, labels, on_call_end, patience
+from penstock._core.secret import clean_error
 from penstock.batch.result import FanOutResult
 from penstock.errors import InvalidOutput
 
@@ -59,6 +60,7 @@ async def ask(sdk: AsyncAnthropic, item: Item, output: OutputFormat | None) -> F
         if output is not None:
             parsed = output.parsed(message)
     except Exception as error:  # noqa: BLE001 - the failure is the result
+        clean_error(error)
         failure = error
     call = ended[-1] if ended else None
     try:

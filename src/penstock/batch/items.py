@@ -6,7 +6,7 @@ The rule here: what is wrong with an item is told by its place in the input, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from pydantic import BaseModel
@@ -34,7 +34,7 @@ class Item:
 
     index: int
     custom_id: str
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     labels: Mapping[str, str]
     by_place: bool = False
     request: str | None = None

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -198,14 +199,14 @@ class JSONFormatter(logging.Formatter):
 class BufferedHandler(logging.Handler):
     """Writes many lines at a time, because writing and flushing one by one costs as much as making them.
 
-    Lines are written when `most_lines` are waiting; with the first one that comes more than `oldest_s` after the oldest
-    that waits; with every error; when the handler is flushed or closed; and when the interpreter exits, as the standard
-    library closes all handlers then.
+    Lines are written when `most_lines` are waiting; when the oldest has waited for `oldest_s`, by a thread; with every
+    error; when the handler is flushed or closed; and when the interpreter exits, as the standard library closes all
+    handlers then.
 
     Args:
         stream: A text stream; never closed here.
         most_lines: Lines that may wait, 1 or more; 1 writes each at once.
-        oldest_s: Seconds that a line may wait while others come, 0 or more.
+        oldest_s: Seconds that a line may wait, 0 or more; 0 writes each at once.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -219,7 +220,7 @@ class BufferedHandler(logging.Handler):
         self._most_lines = most_lines
         self._oldest_s = oldest_s
         self._lines: list[str] = []
-        self._since = 0.0
+        self._timer: threading.Timer | None = None
 
     def __repr__(self) -> str:
         return f"<BufferedHandler {len(self._lines)} lines waiting>"
@@ -227,11 +228,8 @@ class BufferedHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record; called with the handler's lock held."""
         try:
-            line = self.format(record)
-            if not self._lines:
-                self._since = record.created
-            self._lines.append(line)
-            if self._is_due(record):
+            self._lines.append(self.format(record))
+            if len(self._lines) >= self._most_lines or record.levelno >= logging.ERROR or not self._is_timed():
                 self.flush()
         except Exception:  # noqa: BLE001 - reported by the standard library's own means: logging must not break a call
             self.handleError(record)
@@ -249,16 +247,36 @@ class BufferedHandler(logging.Handler):
             self.release()
 
     def close(self) -> None:
-        """Write what waits, and take no more."""
+        """Write what waits; what comes yet, as the interpreter exits, is written at once."""
+        self._most_lines = 1
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             self.flush()
         finally:
             super().close()
 
-    def _is_due(self, record: logging.LogRecord) -> bool:
-        # A clock that was set back makes it due as well.
-        age_s = abs(record.created - self._since)
-        return len(self._lines) >= self._most_lines or record.levelno >= logging.ERROR or age_s > self._oldest_s
+    def _is_timed(self) -> bool:
+        """See to it that what waits is written in time; whether it will be."""
+        if self._oldest_s == 0:
+            return False
+        # A forked process has no thread but its first.
+        if self._timer is None or not self._timer.is_alive():
+            self._timer = threading.Timer(min(self._oldest_s, threading.TIMEOUT_MAX), self._write_late)
+            self._timer.daemon = True
+            try:
+                self._timer.start()
+            except RuntimeError:
+                # The interpreter exits, or there are too many threads.
+                return False
+        return True
+
+    def _write_late(self) -> None:
+        self._timer = None
+        try:
+            self.flush()
+        except Exception:  # noqa: BLE001 - as in `emit`; whoever logged is gone
+            self.handleError(logging.makeLogRecord({"msg": "lines that waited"}))
 
 
 def json_handler(stream: TextIO | None = None, *, most_lines: int = 100, oldest_s: float = 1.0) -> BufferedHandler:
@@ -267,7 +285,7 @@ def json_handler(stream: TextIO | None = None, *, most_lines: int = 100, oldest_
     Args:
         stream: A text stream; standard error if not given.
         most_lines: Lines that may wait, 1 or more; 1 writes each at once.
-        oldest_s: Seconds that a line may wait while others come, 0 or more.
+        oldest_s: Seconds that a line may wait, 0 or more; 0 writes each at once.
 
     Returns:
         The handler.

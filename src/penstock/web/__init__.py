@@ -11,11 +11,20 @@ except ImportError as missing:
     raise ImportError(f"penstock.web needs {missing.name}: pip install 'penstock[web]'", name=missing.name) from missing
 
 from penstock.web.frames import CloseCode
+from penstock.web.http import http_error
 from penstock.web.labels import LabelsMiddleware
 from penstock.web.origin import check_origin
 from penstock.web.sse import EventStreamResponse, event_stream
 from penstock.web.websocket import forward
 
-__all__ = ["CloseCode", "EventStreamResponse", "LabelsMiddleware", "check_origin", "event_stream", "forward"]
+__all__ = [
+    "CloseCode",
+    "EventStreamResponse",
+    "LabelsMiddleware",
+    "check_origin",
+    "event_stream",
+    "forward",
+    "http_error",
+]
 
 del _sse_starlette, _starlette

@@ -49,8 +49,14 @@ _RESTART: Final = frozenset({"ClientClosed"})
 # Asking for the same again gives the same.
 _REFUSED: Final = frozenset(
     {
+        "BudgetExceeded",
+        "ContextOverflow",
+        "InvalidHistory",
+        "InvalidImage",
         "KeyNotFound",
         "RequestExceedsQuota",
+        "SystemPromptChanged",
+        "UnsafeInput",
         "authentication_error",
         "billing_error",
         "invalid_request_error",

@@ -378,7 +378,7 @@ class TestLife:
         assert [stat.S_IMODE(each.stat().st_mode) for each in (path, beside)] == [0o600, 0o600]
         beside.write_text("nonsense\n")
         for _ in range(2):
-            with pytest.raises(JournalError, match=r"run.jsonl.state: line 1 is no JSON object"):
+            with pytest.raises(JournalError, match=r"run.jsonl.state: it is there, and not ours"):
                 await Journal(path).__aenter__()
 
     async def test_the_disk_is_synced_every_so_often(

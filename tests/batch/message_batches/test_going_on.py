@@ -9,6 +9,7 @@ from _message_batches import DAY_S, HOUR_S, MODEL, Killed, check_all, governed, 
 
 from penstock import JournalError
 from penstock.batch.journal import Journal
+from penstock.batch.journal.notes import JournalNotes
 from penstock.errors import ItemFailed
 from penstock.simulator import BatchOptions, Simulator
 
@@ -194,7 +195,9 @@ async def test_damaged_notes_are_told(virtual_time: VirtualTime, tmp_path: Path)
     """A run does not go on as if there were no batches."""
     (tmp_path / "run.jsonl").touch()
     notes = tmp_path / "run.jsonl.state"
-    notes.write_text('{"of": "somebody else"}\n', encoding="utf-8")
+    held = JournalNotes(notes)
+    held.add({"of": "somebody else"})
+    held.close()
     async with governed(Simulator()) as claude:
         check_all(await ran(claude, prompts(2), journal=tmp_path / "run.jsonl"), 2)
         notes.write_text('{"message_batch": "made", "number": 7}\n', encoding="utf-8")

@@ -375,6 +375,18 @@ def test_a_torn_line_is_mended_and_told(api: Api, prompts: Path, tmp_path: Path)
     assert len(api.prompts()) == 4
 
 
+def test_damaged_lines_are_told_and_asked_again(api: Api, prompts: Path, tmp_path: Path) -> None:
+    """By their number; with one that was cut off, each costs its own answer."""
+    output = tmp_path / "out.jsonl"
+    assert api.run(prompts, "-o", output, *HAIKU)[0] == 0
+    output.write_bytes(output.read_bytes().replace(b"river", b"liver")[:-9])
+    code, _, err = api.run(prompts, "-o", output, *HAIKU, "--resume")
+    assert code == 0
+    assert f"2 lines of {output} are damaged or cut off. What they held is asked again.\n" in err
+    assert len(api.prompts()) == 5
+    assert set(results(output).values()) == {"succeeded"}
+
+
 @pytest.mark.parametrize("flag", ["--resume", "--retry-failed", "--keep-params"])
 def test_what_needs_a_file_says_so(flag: str, api: Api, prompts: Path) -> None:
     """Options that concern a file of results are refused without one."""

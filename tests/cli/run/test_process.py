@@ -112,6 +112,32 @@ def test_it_stands_between_pipes(started: Callable[..., subprocess.Popen[bytes]]
     assert err.startswith(b"2 answered, 0 failed in ")
 
 
+def test_what_can_be_no_input_ends_it_at_once(started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    """A folder in the place of the standard input, and a line of 33 MB through a pipe: a sentence and an exit code."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    process = started(stdin=folder)
+    os.close(folder)
+    out, err = process.communicate(timeout=WITHIN_S)
+    assert (process.returncode, out) == (1, b"")
+    assert b"<stdin> is a directory" in err
+    process = started("-o", tmp_path / "out.jsonl", stdin=subprocess.PIPE)
+    _, err = process.communicate(b"Name a river.\n" + b"x" * (33 * 1024 * 1024), timeout=WITHIN_S)
+    assert process.returncode == 2
+    assert b"standard input, line 2: longer than the 32 MB that the API takes for a request" in err
+    assert len(lines_of(tmp_path / "out.jsonl")) == 1
+
+
+def test_results_are_for_their_owner_alone_under_any_umask(
+    started: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """One of 0, too: the results, and what is noted beside them."""
+    process = started("-o", tmp_path / "out.jsonl", "--via", "batches", stdin=subprocess.PIPE, umask=0)
+    process.communicate(b"Name a river.\n", timeout=WITHIN_S)
+    assert process.returncode == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"out.jsonl": 0o600, "out.jsonl.state": 0o600}
+
+
 def test_pipes_that_do_not_wait_are_waited_for(
     started: Callable[..., subprocess.Popen[bytes]], simulator: Simulator
 ) -> None:

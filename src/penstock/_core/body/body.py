@@ -38,6 +38,7 @@ from penstock._core.body.inflate import inflated, take_encodings
 from penstock._core.body.scanner import Scanner
 from penstock._core.failure import ABANDONED, CLOSED, INCOMPLETE, failure_of_exception
 from penstock._core.kind import RequestKind
+from penstock._core.secret import clean_error
 from penstock.errors import ClientClosed, ResponseTooLarge
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Body(httpx2.AsyncByteStream):
             raise
         except BaseException as error:
             flow.fail(error)
+            clean_error(error)
             raise
         finally:
             await flow.close_chunks()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import secrets
 import stat
 import sys
 from pathlib import Path
@@ -93,6 +94,11 @@ class JournalFile:
         self.made = False
         self._reader: io.BufferedReader | None = None
         with self._explained():
+            if path.is_symlink() and not self.path.exists():
+                # Else whoever made the link would say where answers go.
+                raise JournalError(
+                    str(path), "it is a link to a file that is not there. Make that file, or give a path"
+                )
             self._file = self._opened()
             try:
                 self.size = os.fstat(self._file.fileno()).st_size
@@ -131,6 +137,14 @@ class JournalFile:
             yield
         except OSError as error:
             raise self._told(error) from error
+
+    def changed(self, how: str) -> JournalError:
+        """Return the error for a file that another program has changed."""
+        return JournalError(
+            str(self.path),
+            f"another program has changed it while it was open: {how}. See that none does, and run again: what is "
+            "missing in it is asked again",
+        )
 
     def _told(self, error: OSError) -> JournalError:
         return JournalError(str(self.path), _REASONS.get(error.errno or 0, f"{error.strerror or error}"))
@@ -190,14 +204,19 @@ class JournalFile:
         """Have the disk hold all that was written.
 
         Raises:
-            JournalError: It can't, or the path leads to another file by now, or to none.
+            JournalError: It can't, or the path leads to another file by now, or to none, or something of it is gone.
         """
+        written = self.size
         with self._explained():
             os.fsync(self._file.fileno())
+            # Another thread may write meanwhile, but takes nothing away.
+            left = os.fstat(self._file.fileno()).st_size
         if not self._is(self._file):
-            self.broken = JournalError(
-                str(self.path), "it was moved or deleted while it was written. Move it back and run again"
-            )
+            reason = "it was moved or deleted while it was written. Move it back and run again"
+            self.broken = JournalError(str(self.path), reason)
+            raise self.broken
+        if left < written:
+            self.broken = self.changed(f"{written - left:,} bytes are gone")
             raise self.broken
 
     def replace(self, lines: Iterator[bytes]) -> None:
@@ -206,21 +225,20 @@ class JournalFile:
         Raises:
             JournalError: It can't be done; the file is as it was.
         """
-        beside = self.path.with_name(self.path.name + ".new")
+        if os.fstat(self._file.fileno()).st_size != self.size:
+            raise self.changed("it has another size than was written")
+        # A name that nobody else has: what stands beside it under any other may be the user's.
+        beside = self.path.with_name(f".penstock-{secrets.token_hex(8)}.new")
         with self._explained():
+            file = LockedFile(beside, os.O_EXCL)
             try:
-                beside.unlink(missing_ok=True)
-                file = LockedFile(beside, os.O_EXCL)
-                try:
-                    beside.chmod(stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
-                    with os.fdopen(file.fileno(), "ab", closefd=False) as stream:
-                        stream.writelines(lines)
-                    os.fsync(file.fileno())
-                    beside.replace(self.path)
-                except BaseException:
-                    file.close()
-                    raise
+                beside.chmod(stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+                with os.fdopen(file.fileno(), "ab", closefd=False) as stream:
+                    stream.writelines(lines)
+                os.fsync(file.fileno())
+                beside.replace(self.path)
             except BaseException:
+                file.close()
                 beside.unlink(missing_ok=True)
                 raise
             self.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from penstock.batch.journal.digests import DigestMap
-from penstock.batch.journal.lines import Line, State, is_torn, read_line
+from penstock.batch.journal.lines import Line, State, is_ours, is_torn, read_line
 from penstock.errors import JournalError
 
 if TYPE_CHECKING:
@@ -52,10 +52,12 @@ class JournalIndex:
         answered: Items that are answered.
         failed: Items that failed.
         superseded: Lines that no longer count.
+        damaged: Where the lines begin that can't be read; whose they were, nobody knows.
     """
 
     def __init__(self) -> None:
         self.answered = self.failed = self.superseded = 0
+        self.damaged: set[int] = set()
         self._places = DigestMap()
         self._any = False
 
@@ -63,30 +65,42 @@ class JournalIndex:
         return f"<JournalIndex {self.answered} answered, {self.failed} failed, {self.superseded} lines superseded>"
 
     def load(self, file: JournalFile) -> int:
-        """Take in every line of a file; a torn last one is cut off.
+        """Take in every line of a file; a torn last one is cut off, and in a journal damaged ones are passed over.
 
         Returns:
             Length of what was cut off, in bytes.
 
         Raises:
-            JournalError: A line is no result; the file is as it was.
+            JournalError: A line is no result, in a file of which nothing shows that it is a journal; it is as it was.
         """
-        end, raw = 0, b"\n"
+        end, raw, ours, first = 0, b"\n", False, ""
         for number, (start, raw) in enumerate(file.lines(), 1):
+            ours = ours or is_ours(raw)
             try:
                 line = read_line(raw)
             except ValueError as error:
                 if not raw.endswith(b"\n") and is_torn(raw):
-                    file.cut(end)
-                    _logger.warning("journal %s: cut off a torn last line of %d bytes", file.path, len(raw))
-                    return len(raw)
-                raise JournalError(
-                    str(file.path), f"line {number} {error}. Nothing was changed; mend or remove that line"
-                ) from None
+                    break
+                line, first = None, first or f"line {number} {error}"
+                self.damaged.add(start)
             if line is not None:
                 self.take(line, start)
             end = start + len(raw)
-        if not raw.endswith(b"\n"):
+        if self.damaged and not ours:
+            raise JournalError(str(file.path), f"{first}. Nothing was changed; mend or remove that line")
+        if self.damaged:
+            _logger.warning(
+                "journal %s: %s. What can't be read (%d lines) is asked again", file.path, first, len(self.damaged)
+            )
+        return self._mended(file, end, raw)
+
+    def _mended(self, file: JournalFile, end: int, last: bytes) -> int:
+        """Have the file end with a whole line; return what is cut off for that, in bytes."""
+        if end < file.size:
+            file.cut(end)
+            _logger.warning("journal %s: cut off a torn last line of %d bytes", file.path, len(last))
+            return len(last)
+        if not last.endswith(b"\n"):
             file.append(b"\n")
         return 0
 
@@ -121,9 +135,19 @@ class JournalIndex:
         request, place = known
         return Entry(state=State(place & _STATE_MASK), start=place >> _STATE_BITS, request=request)
 
-    def current(self, lines: Iterator[tuple[int, Line, bytes]]) -> Iterator[bytes]:
-        """Return the lines that count, of those that are given with their beginnings."""
-        for start, line, raw in lines:
-            known = self.get(line.custom_id)
-            if known is None or known.start == start:
+    def current(self, file: JournalFile) -> Iterator[bytes]:
+        """Return the lines that count.
+
+        Raises:
+            JournalError: One was changed since it was read, or can't be.
+        """
+        for start, raw in file.lines():
+            if start in self.damaged:
+                continue
+            try:
+                line = read_line(raw)
+            except ValueError as error:
+                raise file.changed(f"the line at byte {start} {error}") from None
+            known = None if line is None else self.get(line.custom_id)
+            if line is not None and (known is None or known.start == start):
                 yield raw

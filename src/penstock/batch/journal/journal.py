@@ -34,7 +34,7 @@ import anyio
 
 from penstock.batch.journal.file import JournalFile
 from penstock.batch.journal.index import Entry, JournalIndex
-from penstock.batch.journal.lines import Line, State, read_line, write_line
+from penstock.batch.journal.lines import Line, State, decode_line, read_line, write_line
 from penstock.batch.journal.notes import JournalNotes
 from penstock.batch.journal.request import same_prompt
 from penstock.batch.result import DeadLetter, FanOutResult
@@ -80,7 +80,7 @@ class Journal:
         if not fsync_s > 0:
             raise ValueError(f"fsync_s must be a number of seconds above 0, not {fsync_s!r}")
         self.path = Path(path)
-        self.repaired_bytes = 0
+        self.repaired_bytes = self._opened_size = 0
         self._fsync_s = fsync_s
         self._keep_params = keep_params
         self._index = JournalIndex()
@@ -107,6 +107,14 @@ class Journal:
     def failed(self) -> int:
         """Items that failed, by it."""
         return self._index.failed
+
+    @property
+    def damaged_lines(self) -> int:
+        """Lines that could not be read when it was opened; their items are asked again.
+
+        They are taken out when it is closed, if anything was written.
+        """
+        return len(self._index.damaged)
 
     @property
     def notes(self) -> list[dict[str, Any]]:
@@ -170,6 +178,7 @@ class Journal:
             if not self._closed:
                 self._file = JournalFile(self.path)
                 self.repaired_bytes = self._index.load(self._file)
+                self._opened_size = self._file.size
                 self._notes = JournalNotes(self._file.path.with_name(self._file.path.name + ".state"))
 
     def _close(self, *, in_order: bool = True) -> None:
@@ -193,9 +202,9 @@ class Journal:
                 file.sync()
             return
         file.sync()
-        if self._index.superseded:
+        if self._index.superseded or (self._index.damaged and file.size != self._opened_size):
             try:
-                file.replace(self._current(file))
+                file.replace(self._index.current(file))
             except JournalError as error:
                 # All is there; only the lines that no longer count are, too.
                 _logger.warning("journal %s keeps lines that no longer count: %s", file.path, error.reason)
@@ -247,7 +256,11 @@ class Journal:
         Raises:
             JournalError: It can't be read.
         """
-        return FanOutResult.from_line(json.loads(self._opened().line_at(entry.start)), index=index)
+        file = self._opened()
+        try:
+            return FanOutResult.from_line(decode_line(file.line_at(entry.start)), index=index)
+        except ValueError as error:
+            raise file.changed(f"the line at byte {entry.start} {error}") from None
 
     def results(self) -> Iterator[FanOutResult]:
         """Return what it holds, in the order in which it came; blocks while it reads.
@@ -255,7 +268,7 @@ class Journal:
         Raises:
             JournalError: It can't be read.
         """
-        for index, raw in enumerate(self._current(self._opened())):
+        for index, raw in enumerate(self._index.current(self._opened())):
             yield FanOutResult.from_line(json.loads(raw), index=index)
 
     def dead_letters(self) -> Iterator[DeadLetter]:
@@ -264,17 +277,13 @@ class Journal:
         Raises:
             JournalError: It can't be read.
         """
-        for raw in self._current(self._opened()):
+        for raw in self._index.current(self._opened()):
             read = read_line(raw)
             line = json.loads(raw)
             error = FanOutResult.from_line(line, index=0).error
             if error is not None and read is not None and read.state is State.FAILED:
                 params = line.get("penstock", {}).get("params")
                 yield DeadLetter(custom_id=line["custom_id"], error=error, params=params)
-
-    def _current(self, file: JournalFile) -> Iterator[bytes]:
-        lines = ((start, read_line(raw), raw) for start, raw in file.lines())
-        return self._index.current((start, line, raw) for start, line, raw in lines if line is not None)
 
     # What it is told
 

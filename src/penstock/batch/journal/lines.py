@@ -4,13 +4,14 @@ The rule here: a line is a line of a Message Batches result file, with one key m
 ignore. A line counts when its newline is there; newlines of every kind are escaped, Unicode's too, so that a line is
 never cut but at its end, whoever reads it.
 
-    {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"asked": "9f…", "attempts": 1}}
-    {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"asked": "07…", "attempts": 10}}
+    {"custom_id": "a", "result": {"type": "succeeded", "message": {…}}, "penstock": {"asked": "9f…", …, "crc32": "…"}}
+    {"custom_id": "b", "result": {"type": "errored", "error": {…}}, "penstock": {"asked": "07…", …, "crc32": "…"}}
 
 `penstock` holds: `asked`, the digest of the request (`penstock.batch.journal.request`); `attempts`, `latency_s`,
 `queued_s` and `labels` as in `FanOutResult`; `error`, for an answer that did not fit its `output_format`; `params`, for
 a failed item with `keep_params`; `retryable`, where the item failed for
-reasons that lie outside it, so that the next run asks it again.
+reasons that lie outside it, so that the next run asks it again; and last `crc32`, the checksum of the line up to there.
+Lines of others have none, nor have those of before; they are taken at their word.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from penstock.batch.journal.checksum import CHECKSUM, is_checked, with_checksum
 from penstock.batch.journal.request import encode_params
 
 if TYPE_CHECKING:
@@ -31,12 +33,17 @@ if TYPE_CHECKING:
 
     from penstock.batch.result import FanOutResult
 
-__all__ = ["Line", "State", "is_torn", "read_line", "write_line"]
+__all__ = ["Line", "State", "decode_line", "is_ours", "is_torn", "read_line", "write_line"]
 
 _Fields: TypeAlias = Mapping[str, Any]
 
 _NOTHING: Final[_Fields] = {}
 _BEGINNING: Final = b'{"custom_id"'
+_OURS: Final = b'"penstock":{'
+# What a line without a checksum may hold: a damaged key, or a damaged checksum, is none of it.
+_UNCHECKED: Final = frozenset(
+    ("asked", "attempts", "error", "labels", "latency_s", "params", "queued_s", "request", "retryable")
+)
 _BOM: Final = b"\xef\xbb\xbf"
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=to_jsonable_python).encode
 # What JSON allows as it is, and many a reader of lines (`str.splitlines`) takes for the end of one.
@@ -78,27 +85,27 @@ def write_line(
         params: Of its request, where they are to be kept.
         retryable: Whether the next run is to ask the item again.
     """
-    told: list[str] = [] if request is None else [f'"asked":"{request}"']
+    told: list[str] = [] if request is None else [f'"asked":"{request}",']
     if retryable:
-        told.append('"retryable":true')
+        told.append('"retryable":true,')
     if result.attempts is not None:
-        told.append(f'"attempts":{result.attempts}')
+        told.append(f'"attempts":{result.attempts},')
     if result.latency_s is not None:
-        told.append(f'"latency_s":{round(result.latency_s, 3)}')
+        told.append(f'"latency_s":{round(result.latency_s, 3)},')
     if result.queued_s:
-        told.append(f'"queued_s":{round(result.queued_s, 3)}')
+        told.append(f'"queued_s":{round(result.queued_s, 3)},')
     if result.labels:
-        told.append(f'"labels":{_encode(dict(result.labels))}')
+        told.append(f'"labels":{_encode(dict(result.labels))},')
     if result.message is None:
         body = _encode(result.to_dict()["result"])
     else:
         body = f'{{"type":"succeeded","message":{_message(result.message)}}}'
         if result.error is not None:
-            told.append(f'"error":"{type(result.error).__name__}"')
+            told.append(f'"error":"{type(result.error).__name__}",')
     if params is not None:
-        told.append(f'"params":{encode_params(params)}')
+        told.append(f'"params":{encode_params(params)},')
     custom_id = encode_basestring_ascii(result.custom_id)
-    return f'{{"custom_id":{custom_id},"result":{body},"penstock":{{{",".join(told)}}}}}\n'.encode()
+    return with_checksum(f'{{"custom_id":{custom_id},"result":{body},"penstock":{{{"".join(told)}', "}}")
 
 
 def _message(message: Message) -> str:
@@ -124,13 +131,7 @@ def read_line(raw: bytes) -> Line | None:
     """
     if not raw.strip():
         return None
-    try:
-        decoded: object = json.loads(raw.removeprefix(_BOM).decode())
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8") from None
-    except (ValueError, RecursionError):
-        raise ValueError("is not JSON") from None
-    line = _fields(decoded)
+    line = decode_line(raw)
     custom_id, result, more = line.get("custom_id"), line.get("result"), line.get("penstock")
     if isinstance(custom_id, str) and "params" in line and result is None:
         raise ValueError("is a request, not a result: give the journal a file of its own")
@@ -138,6 +139,30 @@ def read_line(raw: bytes) -> Line | None:
         raise ValueError("is no result: it has no custom_id and result")  # noqa: TRY004 - of the text it is read from
     told = _fields(more)
     return Line(custom_id=custom_id, state=_state(_fields(line["result"]), told), request=_request(told))
+
+
+def decode_line(raw: bytes) -> Mapping[str, Any]:
+    """Return what a line says, as it was written.
+
+    Raises:
+        ValueError: It is no JSON, or damaged; the text says so, and quotes nothing.
+    """
+    text = raw.removeprefix(_BOM)
+    checked = is_checked(text)
+    try:
+        line = _fields(json.loads(text.decode()))
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not checked and not _fields(line.get("penstock")).keys() <= _UNCHECKED:
+        raise ValueError("is damaged: its checksum can't be read")
+    return line
+
+
+def is_ours(raw: bytes) -> bool:
+    """Return whether a line was written here, damaged or not, so that its file is a journal for certain."""
+    return CHECKSUM.encode() in raw[-40:] or (raw.startswith(_BEGINNING) and _OURS in raw)
 
 
 def _fields(decoded: object) -> _Fields:

@@ -79,7 +79,7 @@ class LockedFile:
     def __init__(self, path: Path, flags: int = 0) -> None:
         self._path = path
         self._gone = ""
-        flags |= os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        flags |= os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         with _forking:
             self._descriptor = os.open(path, flags, 0o600)
             _ours.add(self)

@@ -159,6 +159,9 @@ class _Run:
         except JournalError as error:
             raise Refused(str(error)) from None
         await self._feed.look_up(journal)
+        if journal.damaged_lines or journal.repaired_bytes:
+            damaged = journal.damaged_lines + (journal.repaired_bytes > 0)
+            _say(f"{damaged:,} lines of {path} are damaged or cut off. What they held is asked again.")
         return journal
 
     def _common(self) -> dict[str, Any]:
