@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -13,7 +14,6 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.from_thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -567,11 +567,12 @@ class TestThreads:
         threads: list[int] = []
         go_on = threading.Event()
         two = anyio.Event()
+        loop = asyncio.get_running_loop()
 
         def wait(_given: object, _fit: object) -> Picture:
             threads.append(threading.get_ident())
             if len(threads) == 2:
-                anyio.from_thread.run_sync(two.set)
+                loop.call_soon_threadsafe(two.set)
             go_on.wait(10)
             return Picture(media_type="image/png", data="")
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, cast
-
-import anyio.to_thread
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from penstock._core.images import image_size, seen_tokens
 from penstock._core.models import known
+from penstock._core.threads import Threads
 from penstock.content.fitting import Fit
 from penstock.content.pdf import check_pdf
 from penstock.content.pictures import is_picture, prepared
@@ -23,14 +20,13 @@ from penstock.content.sources import encoded, mebibytes, read, remote_source
 from penstock.errors import InvalidImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from anthropic.types import DocumentBlockParam, ImageBlockParam
     from PIL.Image import Image
 
 __all__ = ["document", "image", "image_tokens"]
 
-T = TypeVar("T")
 Given: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 
 _MAX_SIDE: Final = 8_000
@@ -53,9 +49,8 @@ _FOREIGN: Final = (
     (b"GIF8", "a picture, which penstock.image takes"),
 )
 
-# Threads that prepare content at once, for each event loop: more than cores take memory and gain nothing.
-_AT_ONCE: Final = max(2, min(4, os.cpu_count() or 2))
-_limiter: RunVar[CapacityLimiter] = RunVar("penstock_content_limiter")
+# More threads than cores take memory and gain nothing.
+_threads: Final = Threads("penstock-content", max(2, min(4, os.cpu_count() or 2)))
 
 
 async def image(
@@ -74,7 +69,8 @@ async def image(
     picture counts. A URL or a file id is passed on and never fetched: the API does that, and checks it.
 
     The work is done in worker threads, two to four at a time for each event loop. One that has begun can't be
-    interrupted: whoever is cancelled meanwhile waits for it to end, which `max_pixels` bounds to seconds.
+    interrupted: whoever is cancelled goes on at once, while the thread keeps its place until it has done its work,
+    which `max_pixels` bounds to seconds.
 
     Args:
         source: A path, bytes, `https://…`, `file_…` (Files API), `data:…;base64,…`, or an image of Pillow. Text that
@@ -104,7 +100,7 @@ async def image(
     if remote is not None:
         return cast("ImageBlockParam", {"type": "image", "source": remote})
     _check_given(source, "an image")
-    picture = await _in_thread(partial(prepared, source, fit))
+    picture = await _threads.run(partial(prepared, source, fit))
     return {
         "type": "image",
         "source": {"type": "base64", "media_type": picture.media_type, "data": picture.data},
@@ -156,7 +152,7 @@ async def document(
         found = remote
     else:
         _check_given(source, "a document")
-        found = await _in_thread(partial(_read, source, max_pages))
+        found = await _threads.run(partial(_read, source, max_pages))
     block: dict[str, object] = {"type": "document", "source": found}
     if title is not None:
         block["title"] = title
@@ -224,16 +220,6 @@ def _check_given(source: object, what: str) -> None:
 
 
 # Working
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do `work` in a worker thread, few at a time; a thread can't be interrupted, so that cancellation waits for it."""
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(_AT_ONCE)
-        _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
 def _read(source: object, max_pages: int) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
 """What can be told of a PDF without reading it: whether it is encrypted, and how many pages it has.
 
 The rule here: a PDF is refused only for what is certain. It is looked through in steps, so that the interpreter's lock
-is never held for long; what it unpacks is bounded. Everything here blocks: it belongs in a worker thread.
+is never held for long; what is unpacked of it, and read for that, is bounded, whether it can be unpacked or not.
+Everything here blocks: it belongs in a worker thread.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _TAIL: Final = 2_048
 # Bounds against what is made to cost: no PDF that fits into a request comes near them.
 _PIECE: Final = 16 * 1024
 _TABLE: Final = 64 * 1024
-_MOST_UNPACKED: Final = 64 * 1024 * 1024
-_MOST_PLACES: Final = 100_000
+_MOST_TABLES: Final = 2 * 1024 * 1024
+_MOST_WORK: Final = 64 * 1024 * 1024
+_MOST_PLACES: Final = 50_000
 _MOST_STREAMS: Final = 10_000
 
 
@@ -78,11 +80,18 @@ def pages_of(data: bytes) -> int:
         2
     """
     numbers = {_number_before(data, at) for at in islice(_places(_PAGE, data), _MOST_PLACES)}
-    left = _MOST_UNPACKED
+    work, tables = _MOST_WORK, _MOST_TABLES
     for at in islice(_places(_OBJECTS, data), _MOST_STREAMS):
-        unpacked = _unpacked(data, at, left)
-        left -= len(unpacked)
-        numbers.update(_packed_pages(unpacked, _first(data, at)))
+        unpacked, done = _unpacked(data, at, work)
+        pages = list(islice(_places(_PAGE, unpacked), _MOST_PLACES))
+        if pages:
+            first = _first(data, at)
+            table = unpacked[: min(first, _TABLE, tables)]
+            numbers.update(_packed_numbers(pages, first, table))
+            tables -= len(table)
+        work -= done
+        if work <= 0 or len(numbers) > _MOST_PLACES:
+            break
     return len(numbers)
 
 
@@ -107,26 +116,30 @@ def _first(data: bytes, at: int) -> int:
     return 0 if found is None else int(found.group(1))
 
 
-def _unpacked(data: bytes, at: int, most: int) -> bytes:
+def _unpacked(data: bytes, at: int, most: int) -> tuple[bytes, int]:
+    """Return a stream of objects, and how many bytes were read and made for it, whatever came of that."""
     body = _BODY.search(data, at, at + _DICTIONARY)
     pieces: list[bytes] = []
     packed = zlib.decompressobj()
     place = len(data) if body is None else body.end()
+    done = _DICTIONARY
     try:
-        while place < len(data) and most > 0 and not packed.eof:
+        while place < len(data) and done < most and not packed.eof:
+            done += _PIECE
             pieces.append(packed.decompress(data[place : place + _PIECE], most))
-            most -= len(pieces[-1])
+            done += len(pieces[-1])
             place += _PIECE
+        done -= len(packed.unused_data)
     except zlib.error:
         # Packed by another method, or nonsense: its pages can't be counted.
-        return b""
-    return b"".join(pieces)
+        return b"", done
+    return b"".join(pieces), done
 
 
-def _packed_pages(unpacked: bytes, first: int) -> Iterator[int]:
-    """Give the numbers of the pages in a stream of objects."""
-    table = [int(number) for number in unpacked[: min(first, _TABLE)].split() if number.isdigit() and len(number) < 11]
-    numbers, starts = table[::2], table[1::2]
-    for at in _places(_PAGE, unpacked[first:]):
-        index = bisect_right(starts, at) - 1
+def _packed_numbers(pages: list[int], first: int, table: bytes) -> Iterator[int]:
+    """Give the numbers of the objects that pages stand in, by the table that a stream of objects begins with."""
+    words = [int(number) for number in table.split() if number.isdigit() and len(number) < 11]
+    numbers, starts = words[::2], words[1::2]
+    for at in pages:
+        index = bisect_right(starts, at - first) - 1
         yield numbers[index] if index >= 0 else -at

@@ -2,7 +2,8 @@
 
 The rule here: whatever comes out can be sent. A result that the API would refuse would end the conversation for good,
 because it would stand in every later request: so there are no empty or oversized blocks, nothing that JSON can't hold,
-and nothing but text in what failed. Nothing here raises.
+and nothing but text in what failed. What would take long to write is measured first, in bounded time, and refused.
+Nothing here raises.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from itertools import islice
 from typing import Any, Final, cast
 
 from anthropic.lib.tools import ToolError
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from penstock.tools.definition import InvalidArguments, reasons
 
@@ -40,6 +42,12 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # A request takes 32 MB; one result must leave room for the others.
 _MEDIA_CHARS: Final = 10_000_000
 _ERROR_CHARS: Final = 4_000
+# What is written on the event loop holds it for some milliseconds at most.
+_MOST_BLOCKS: Final = 1_000
+_VALUES: Final = 10_000
+_CHARS: Final = 4_000_000
+_HOLDERS: Final = (dict, list, tuple, set, frozenset)
+_PLAIN: Final = (int, float, type(None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,11 @@ def result_of(value: object, *, most: int, schema: TypeAdapter[Any] | None = Non
         schema: What the value must fit; `None` for no check.
     """
     try:
+        if isinstance(value, Iterator):
+            value = list(islice(cast("Iterator[object]", value), _most_values(most) + 1))
+        if not isinstance(value, str) and _size(value, _most_values(most))[0] > _most_values(most):
+            kind, values = type(value).__name__, _most_values(most)
+            return failed(f"the tool returned {kind} of more than {values} values; it must return fewer")
         if schema is not None:
             value = schema.dump_python(schema.validate_python(value), mode="json")
     except ValidationError as error:
@@ -118,8 +131,37 @@ def _sendable(value: object, most: int) -> Result:
     blocks = _blocks_of(value)
     if blocks is not None:
         return _of_blocks(blocks, most)
+    if _size(value, _most_values(most))[1] > (chars := max(most, _CHARS)):
+        return failed(f"the tool returned more than {chars} characters of JSON; it must return fewer, or text")
     # By way of Python's values, because a lone surrogate would make the direct way fail.
     return Result(content=_cut(json.dumps(to_jsonable_python(value), ensure_ascii=False, separators=(",", ":")), most))
+
+
+# Size
+
+
+def _most_values(most: int) -> int:
+    """Return how many values a result may have: each takes two characters or more, so that more would be cut anyway."""
+    return max(most // 2, _VALUES)
+
+
+def _size(value: object, most: int) -> tuple[int, int]:
+    """Return how many values something holds, itself and keys included, and characters; it counts to about `most`."""
+    values = characters = 0
+    left = [value]
+    while left and values <= most:
+        item = left.pop()
+        values += 1
+        if isinstance(item, str):
+            characters += len(item)
+        elif isinstance(item, _HOLDERS):
+            if len(parts := cast("Collection[object]", item)) > most:
+                return len(parts), characters
+            left += parts
+            left += cast("dict[object, object]", parts).values() if isinstance(item, dict) else ()
+        elif not isinstance(item, _PLAIN) and (isinstance(item, BaseModel) or is_dataclass(item)):
+            left += getattr(item, "__dict__", {}).values()
+    return values, characters
 
 
 # Text
@@ -140,15 +182,15 @@ def _well_formed(text: str) -> str:
 # Blocks
 
 
-def _blocks_of(value: object) -> list[dict[str, Any]] | None:
+def _blocks_of(value: object) -> list[Mapping[str, Any]] | None:
     """Return content blocks, if that is what the value is: one of them, or a list of nothing else."""
     items = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
-    blocks: list[dict[str, Any]] = []
+    blocks: list[Mapping[str, Any]] = []
     for item in items:
-        block = item.model_dump(mode="json", exclude_none=True) if isinstance(item, BaseModel) else item
+        block: Any = item.model_dump(mode="json", exclude_none=True) if isinstance(item, BaseModel) else item
         if not _is_block(block):
             return None
-        blocks.append(_plain(to_jsonable_python(block)))
+        blocks.append(block)
     return blocks or None
 
 
@@ -184,15 +226,16 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _of_blocks(blocks: list[dict[str, Any]], most: int) -> Result:
-    left, media, kept = most, 0, list[dict[str, Any]]()
+def _of_blocks(blocks: list[Mapping[str, Any]], most: int) -> Result:
+    if sum(1 + len(block.get("content", ())) for block in blocks) > _MOST_BLOCKS:
+        return failed(f"the tool returned more than {_MOST_BLOCKS} content blocks; it must return fewer, or text")
+    if sum(_size(block, _VALUES)[1] for block in blocks if block["type"] != "text") > _MEDIA_CHARS:
+        return failed(f"the tool returned more than {_MEDIA_CHARS} characters of images or documents; return fewer")
+    left, kept = most, list[dict[str, Any]]()
     for block in blocks:
         if block["type"] != "text":
-            media += len(to_json(block))
-            kept.append(block)
+            kept.append(_plain(to_jsonable_python(block)))
         elif left > 0 and (text := _cut(block["text"], left)):
             left -= len(block["text"])
-            kept.append({**block, "text": text})
-    if media > _MEDIA_CHARS:
-        return failed(f"the tool returned more than {_MEDIA_CHARS} characters of images or documents; return fewer")
+            kept.append(_plain(to_jsonable_python({**block, "text": text})))
     return Result(content=kept)

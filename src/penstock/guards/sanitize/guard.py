@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, cast
 
 import anthropic
@@ -18,6 +19,7 @@ from pydantic import AfterValidator, Field
 from penstock._core.call import open_call
 from penstock._core.kind import RequestKind, kind_of
 from penstock._core.options import Options, options_from
+from penstock._core.threads import Threads
 from penstock.errors import UnsafeInput
 from penstock.events import InputFlagged, Observers
 from penstock.guards.sanitize.rules import (
@@ -45,6 +47,9 @@ _NO_OBSERVERS: Final = Observers()
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # A request of a hundred thousand unclean messages must not become as many events.
 _MOST_FINDINGS: Final = 100
+# Characters of a request that are looked through on the event loop; a third of a microsecond each, at worst.
+_MOST_ON_LOOP: Final = 50_000
+_threads: Final = Threads("penstock-sanitize", 2)
 
 SUSPICIOUS: Final[dict[str, Pattern]] = {
     "ignore_instructions": (
@@ -109,8 +114,8 @@ class SanitizeOptions(Options):
         on_invisible: For invisible characters, and those that turn the direction of writing.
         on_pattern: For suspicious patterns; `"strip"` puts `[removed]` in their place.
         patterns: The patterns by name. A phrase or several are found in any case, with white space of any length where
-            they have a space; a compiled `re.Pattern` is used as it is, at your own risk: many take quadratic time or
-            worse on texts made for it.
+            they have a space (10,000 characters at least); a compiled `re.Pattern` is used as it is, at your own risk:
+            many take quadratic time or worse on texts made for it.
 
     Example:
         >>> options = SanitizeOptions(on_pattern="refuse", patterns={**SUSPICIOUS, "secret": "launch code"})
@@ -163,19 +168,30 @@ class _Sweep:
         refusals: For which of it the request must not be sent.
     """
 
-    __slots__ = ("_left", "_options", "_rules", "findings", "refusals")
+    __slots__ = ("_characters", "_left", "_options", "_rules", "findings", "refusals")
 
     def __init__(self, options: SanitizeOptions, rules: tuple[Rule, ...]) -> None:
         self.findings: list[Finding] = []
         self.refusals: list[Finding] = []
+        self._characters: dict[str, int] = {}
         self._options = options
         self._rules = rules
         self._left: int | None = None
 
+    @property
+    def characters(self) -> int:
+        """Of all messages that were measured."""
+        return sum(self._characters.values())
+
+    def measure(self, message: Fields, place: str) -> Fields:
+        """Note how long a message is."""
+        self._characters[place] = characters_of(message)
+        return message
+
     def message(self, message: Fields, place: str) -> Fields:
-        """Return a message as it is to be sent; the very same if nothing is to be changed."""
+        """Return a message that was measured as it is to be sent; the very same if nothing is to be changed."""
         options = self._options
-        characters = characters_of(message)
+        characters = self._characters[place]
         self._left = None
         if characters > options.max_characters:
             self._note("length", place, characters, options.on_length)
@@ -248,12 +264,14 @@ class Sanitize(anthropic.Middleware):
         if kind_of(request.method, request.url) is RequestKind.OTHER:
             return await call_next(request)
         with open_call(request) as call:
-            return await call_next(self._cleaned(request, call.id))
+            return await call_next(await self._cleaned(request, call.id))
 
-    def _cleaned(self, request: APIRequest, call_id: str) -> APIRequest:
+    async def _cleaned(self, request: APIRequest, call_id: str) -> APIRequest:
         sweep = _Sweep(self._options, self._rules)
         options = request.options
-        body = changed_messages(options.json_data, sweep.message)
+        changed_messages(options.json_data, sweep.measure)
+        clean_body = partial(changed_messages, options.json_data, sweep.message)
+        body = clean_body() if sweep.characters <= _MOST_ON_LOOP else await _threads.run(clean_body)
         self._count(sweep)
         for finding in sweep.findings:
             self._observers.emit(
