@@ -8,13 +8,11 @@ awaited.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock._core.clock import wall_now
 from penstock._core.context import current_labels, labels
-from penstock._core.size import TokenRate, size_of
 from penstock._core.usage import NOTHING
 from penstock.costs.spending import WORTH_TOKENS, Spending
 from penstock.errors import StreamInterrupted
@@ -216,11 +214,7 @@ class Requests:
             self._note_container(whole)
             return whole or (read if message is None else None)
         if usage != NOTHING:
-            written = (
-                0.0 if message is None else TokenRate().tokens(size_of([block.to_dict() for block in message.content]))
-            )
-            output = max(usage.output_tokens, round(written))
-            self._add(model, replace(usage, output_tokens=output, estimated=True), None)
+            self._add(model, opened.usage_if_left(), None)
         return None
 
     def _add(self, model: str, usage: Usage, message: Message | BetaMessage | None) -> None:
