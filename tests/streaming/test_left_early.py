@@ -20,7 +20,7 @@ from penstock.streaming import FinalFrame, relay, stream
 
 if TYPE_CHECKING:
     from penstock.streaming.stream import Stream
-    from penstock.testing import VirtualTime
+    from penstock.testing.plugin import VirtualTime
 
 MESSAGES: Final[Any] = [{"role": "user", "content": "Hello"}]
 PARAMS: Final[Any] = {"model": "claude-sonnet-5-5", "max_tokens": 1000, "messages": MESSAGES}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, Unpack, cast
 
 import anthropic
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from penstock.tools.registry import AnyTool
 
 __all__ = ["Conversation"]
+
+OutputT = TypeVar("OutputT")
 
 
 class HasSDK(Protocol):
@@ -236,9 +238,10 @@ class Conversation:
         images: Iterable[Mapping[str, Any]] = (),
         documents: Iterable[Mapping[str, Any]] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int | None = None,
         on_truncation: OnTruncation | None = None,
-    ) -> Reply:
+    ) -> Reply[None]:
         """Ask, and wait for the whole reply; others who ask meanwhile wait for their turn.
 
         The history gets the question and the answer together. If anything fails or is cancelled, or if the model
@@ -250,6 +253,8 @@ class Conversation:
             images: Image blocks, as `penstock.image` makes them.
             documents: Document blocks.
             pin: Keep this exchange whatever is trimmed.
+            keep_partial: Where it is cancelled, too late or breaks off while the answer is written: keep the question,
+                and what came of the answer. The exception comes out all the same.
             max_tokens: For this reply.
             on_truncation: For this reply.
 
@@ -262,11 +267,73 @@ class Conversation:
             RuntimeError: This task is still inside a `stream` of the same conversation, or a tool that it runs.
             anthropic.APIError: The request failed; `APITimeoutError` also where a `deadline` has passed.
         """
-        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
-        chosen = given_or(on_truncation, None) or self._session.requests.options.on_truncation
+        question = self._question(
+            content, images=images, documents=documents, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens
+        )
+        return await self._session.send(question, self._on_truncation(on_truncation))
+
+    async def ask(
+        self,
+        content: Content,
+        *,
+        output_format: type[OutputT],
+        images: Iterable[Mapping[str, Any]] = (),
+        documents: Iterable[Mapping[str, Any]] = (),
+        pin: bool = False,
+        keep_partial: bool = False,
+        max_tokens: int | None = None,
+        on_truncation: OnTruncation | None = None,
+    ) -> Reply[OutputT]:
+        """Ask for an answer that fits a type: as `send`, and `reply.parsed` is one.
+
+        The history has the answer as it came, whether it fits or not.
+
+        Args:
+            content: As for `send`.
+            output_format: What the answer is to be: a pydantic model, a dataclass, a `TypedDict`, …. Another than for
+                the question before changes how requests begin, so that the prompt cache has to be written again.
+            images: As for `send`.
+            documents: As for `send`.
+            pin: As for `send`.
+            keep_partial: As for `send`.
+            max_tokens: As for `send`.
+            on_truncation: As for `send`.
+
+        Raises:
+            TypeError: There is no JSON schema for the `output_format`.
+            Exception: As for `send`. `reply.parsed` raises `InvalidOutput` if the answer doesn't fit.
+
+        Example:
+            >>> from pydantic import BaseModel
+            >>> class City(BaseModel):
+            ...     name: str
+            >>> async def main() -> None:
+            ...     async with anthropic.AsyncAnthropic() as claude:
+            ...         chat = Conversation(claude, model="claude-sonnet-5-5")
+            ...         reply = await chat.ask("Name a city.", output_format=City)
+            ...         print(type(reply.parsed).__name__)
+            >>> import anthropic, anyio
+            >>> anyio.run(main)
+            City
+        """
+        from penstock.batch.output_format import OutputFormat  # noqa: PLC0415 - only who asks for it loads it
+
+        question = self._question(
+            content,
+            images=images,
+            documents=documents,
+            pin=pin,
+            keep_partial=keep_partial,
+            max_tokens=max_tokens,
+            output=OutputFormat(output_format),
+        )
+        return cast("Reply[OutputT]", await self._session.send(question, self._on_truncation(on_truncation)))
+
+    def _on_truncation(self, given: OnTruncation | None) -> OnTruncation:
+        chosen = given_or(given, None) or self._session.requests.options.on_truncation
         if chosen not in ("return", "continue", "retry"):
             raise ValueError(f"on_truncation must be 'return', 'continue' or 'retry', not {chosen!r}")
-        return await self._session.send(question, chosen)
+        return chosen
 
     def stream(
         self,
@@ -275,19 +342,22 @@ class Conversation:
         images: Iterable[Mapping[str, Any]] = (),
         documents: Iterable[Mapping[str, Any]] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int | None = None,
     ) -> ConversationStream:
         """Ask, and read the answer as it comes: `async with` it for a `penstock.streaming.Stream`.
 
         When the block is left, the history gets the question and the answer, if the answer was read to its end, by
-        whichever method. Left, interrupted or cancelled before, it stays as it was. An answer that is cut off or paused
-        comes as it is: ask to go on with another `send` or `stream`.
+        whichever method. Left, interrupted or cancelled before, it stays as it was, unless `keep_partial`. An answer
+        that is cut off or paused comes as it is: ask to go on with another `send` or `stream`.
 
         Args:
             content: As for `send`.
             images: As for `send`.
             documents: As for `send`.
             pin: As for `send`.
+            keep_partial: If it is left, interrupted or cancelled before its end: have the question in the history, and
+                what was read of the answer, without halves of calls and of thinking.
             max_tokens: As for `send`.
 
         Raises:
@@ -295,7 +365,9 @@ class Conversation:
         """
         if self._session.functions is not None:
             raise TypeError("stream can't run tools that are functions: use send, or a tool_loop, which streams")
-        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
+        question = self._question(
+            content, images=images, documents=documents, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens
+        )
         return ConversationStream(self._session, question)
 
     def _question(self, content: Content, *, max_tokens: int | None, **media: Any) -> Question:

@@ -55,10 +55,11 @@ class Requests:
         sdk: As above, as `options`, `session`, `system`, `tools`, `params` and `spending`.
         of_reply: What was used since `begin`.
         container: Where code goes on that the model ran on the server, and until when; `None` if it ran none.
+        partial: What was read of the last answer, if it was not read to its end.
     """
 
     __slots__ = (
-        "container", "of_reply", "options", "params", "sdk", "session", "spending", "system", "tools",
+        "container", "of_reply", "options", "params", "partial", "sdk", "session", "spending", "system", "tools",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class Requests:
         self.spending = spending
         self.of_reply = Spending()
         self.container: tuple[str, datetime | None] | None = None
+        self.partial: Message | BetaMessage | None = None
 
     def __repr__(self) -> str:
         return f"<Requests of {self.options.model!r}>"
@@ -121,6 +123,7 @@ class Requests:
         Raises:
             BudgetExceeded: The budgets don't pay for it.
         """
+        self.partial = None
         allowed = self.spending.allow(
             self.options.model,
             input_tokens=input_tokens,
@@ -207,11 +210,12 @@ class Requests:
         model = model or self.options.model
         usage = opened.usage
         read = _read_of(opened)
-        message = None if isinstance(read, Exception) else read
+        message = self.partial = None if isinstance(read, Exception) else read
         if opened.complete:
             whole = None if message is None or message.stop_reason is None else message
             self._add(model, usage, whole)
             self._note_container(whole)
+            self.partial = message if whole is None else None
             return whole or (read if message is None else None)
         if usage != NOTHING:
             self._add(model, opened.usage_if_left(), None)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from penstock._core.usage import Usage
+    from penstock.batch.output_format import OutputFormat
     from penstock.conversation.functions import Functions
     from penstock.conversation.options import ConversationOptions, OnTruncation
     from penstock.conversation.system_prompt import SystemPrompt
@@ -71,12 +72,16 @@ class Question:
     Attributes:
         content: Its blocks; none to let an answer go on, or a question be answered.
         pin: As for `Conversation.send`.
+        keep_partial: The same.
         max_tokens: The same.
+        output: What the answer is to fit; `None` for any text.
     """
 
     content: tuple[Block, ...] = field(repr=False)
     pin: bool
+    keep_partial: bool
     max_tokens: int
+    output: OutputFormat | None
 
     @classmethod
     def of(
@@ -86,7 +91,9 @@ class Question:
         images: Iterable[object] = (),
         documents: Iterable[object] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int,
+        output: OutputFormat | None = None,
     ) -> Self:
         """Return what the caller of `Conversation.send` asks.
 
@@ -97,7 +104,8 @@ class Question:
         given = cast("object", max_tokens)
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
             raise ValueError(f"max_tokens must be a whole number, 1 or more, not {given!r}")
-        return cls(content=user_blocks(content, images=images, documents=documents), pin=pin, max_tokens=max_tokens)
+        blocks = user_blocks(content, images=images, documents=documents)
+        return cls(content=blocks, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens, output=output)
 
     def added_to(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         """Return the history with the question as its last turn; as it is where there is none, and it can go on.
@@ -241,7 +249,7 @@ class Session:
             draft = await ask(turns)
         else:
             draft = await self.functions.run(turns, ask, self.turn_lock)
-        return self.commit(draft, estimate)
+        return self.commit(draft, estimate, question)
 
     async def _ask(
         self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
@@ -250,12 +258,15 @@ class Session:
         draft = await self._draft(turns, question, on_truncation, estimate)
         while True:
             try:
-                message = await self.requests.ask(draft.turns, **self._params(draft, estimate))
+                message = await self.requests.ask(draft.turns, **self._params(draft, estimate, question))
             except BudgetExceeded:
                 if draft.message is None:
                     raise
                 # What is there is paid for.
                 break
+            except BaseException:
+                self.close_early(draft, estimate, question)
+                raise
             if not draft.take(message) or self.window.overflows(draft.turns, estimate):
                 break
         _learn(draft, estimate)
@@ -266,19 +277,25 @@ class Session:
         self.requests.begin()
         estimate = self.estimate.copy()
         draft = await self._draft(question.added_to(self.turns), question, "return", estimate)
-        return draft, estimate, self.requests.open(draft.turns, **self._params(draft, estimate))
+        return draft, estimate, self.requests.open(draft.turns, **self._params(draft, estimate, question))
 
-    def close(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+    def close(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply:
         """Take over what a streamed answer has come to."""
         _learn(draft, estimate)
-        return self.commit(draft, estimate)
+        return self.commit(draft, estimate, question)
 
-    def commit(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+    def close_early(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply | None:
+        """Take over what was read of an answer that was stopped, if that is wanted and says anything."""
+        partial = self.requests.partial if question.keep_partial else None
+        return self.commit(draft, estimate, question) if partial and draft.take_partial(partial) else None
+
+    def commit(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply:
         """Take over what a draft has come to."""
         if draft.outcome is not None:
             self.turns, self.estimate = draft.outcome, estimate
         used = self.requests.of_reply
-        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd)
+        read = {} if question.output is None else {"_read": question.output.read}
+        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd, **read)
 
     def add_system_turn(self, text: str) -> None:
         """Add what the operator tells the model from here on.
@@ -305,12 +322,15 @@ class Session:
             pinned=question.pin,
         )
 
-    def _params(self, draft: Draft, estimate: TokenEstimate) -> dict[str, Any]:
+    def _params(self, draft: Draft, estimate: TokenEstimate, question: Question) -> dict[str, Any]:
+        params = self.requests.params
+        asked = {} if question.output is None else question.output.asked(params)
         return {
             "input_tokens": estimate.measure(draft.turns),
             "max_tokens": draft.max_tokens,
             "at_least": draft.at_least,
-            **self.window.more(self.requests.params),
+            **asked,
+            **self.window.more(params),
         }
 
 
