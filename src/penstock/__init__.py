@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from penstock.errors import CircuitOpen as CircuitOpen
     from penstock.errors import ClientClosed as ClientClosed
     from penstock.errors import ContextOverflow as ContextOverflow
+    from penstock.errors import ConversationChanged as ConversationChanged
     from penstock.errors import InvalidHistory as InvalidHistory
     from penstock.errors import InvalidImage as InvalidImage
     from penstock.errors import InvalidOutput as InvalidOutput
@@ -105,10 +106,11 @@ else:
         "penstock.conversation.reply": "Reply",
         "penstock.conversation.system_prompt": "SystemPrompt",
         "penstock.errors": (
-            "AccountRefused AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow InvalidHistory "
-            "InvalidImage InvalidOutput InvalidStream ItemFailed JournalError KeyNotFound NoKeyAvailable "
-            "PenstockError QueueFull RequestExceedsQuota ResponseTooLarge StreamInterrupted "
-            "SystemPromptChanged TooManyFailures ToolLoopLimit UnknownPrice UnknownTool UnsafeInput"
+            "AccountRefused AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow "
+            "ConversationChanged InvalidHistory InvalidImage InvalidOutput InvalidStream ItemFailed "
+            "JournalError KeyNotFound NoKeyAvailable PenstockError QueueFull RequestExceedsQuota "
+            "ResponseTooLarge StreamInterrupted SystemPromptChanged TooManyFailures ToolLoopLimit UnknownPrice "
+            "UnknownTool UnsafeInput"
         ),
         "penstock.guards.admit": "Admit",
         "penstock.guards.admit.limits": "Limits",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, TypeVar, Unpack, cast
 
 import anthropic
 
@@ -19,18 +19,18 @@ from penstock.conversation import saved
 from penstock.conversation.options import SUMMARY_PROMPT, ConversationOptions
 from penstock.conversation.session import ConversationStatistics, Question, Session
 from penstock.conversation.stream import ConversationStream
-from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt, same_prompt
+from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt
 from penstock.messages.history import check_roles, container_in, open_calls, turns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from decimal import Decimal
 
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
 
     from penstock._core.usage import Usage
-    from penstock.conversation.options import ConversationParams, OnTruncation, Overflow
+    from penstock.conversation.options import ConversationParams, LoadParams, OnTruncation, Overflow
     from penstock.conversation.reply import Reply
     from penstock.costs.spending import CacheTTL
     from penstock.messages.history import Content
@@ -411,28 +411,45 @@ class Conversation:
         text: str | bytes,
         client: AnyClient,
         *,
+        model: str | None = None,
         system: str | SystemPrompt | None = None,
         tools: Iterable[AnyTool] | None = None,
-        **params: Unpack[ConversationParams],
+        migrate: Collection[Literal["model", "params", "system", "tools"]] = (),
+        **params: Unpack[LoadParams],
     ) -> Self:
-        """Return a conversation that was saved.
+        """Return a conversation that was saved, perhaps by an older version of your code.
+
+        What you give holds; what you leave out is as it was saved. What bounds a conversation may be given anew at any
+        time (`max_tokens`, `token_budget`, `max_iterations`, `tool_timeout_s`, …; `None` for no bound). What the model
+        sees has to be what it was, because its history belongs to that, or be named in `migrate`: then it changes from
+        here on, and thinking, which the API takes back only behind the same beginning, is left out of the history.
 
         Args:
             text: What `to_json` gave.
             client: As for a new one.
-            system: The system prompt that it should have, to be sure that it does.
-            tools: Its tools, if they were functions.
-            **params: Those that are not saved: `extra_headers`, `mcp_servers`, …; with functions also `approve`.
+            model: Who is to answer.
+            system: Its system prompt. Another label or version of the same text is the same.
+            tools: Its tools; needed if they were functions.
+            migrate: What may be something else than it was: `"model"`, `"system"`, `"tools"`, `"params"`.
+            **params: Bounds, and parameters of requests as for a new one; those that are not saved (`extra_headers`,
+                `mcp_servers`, …) are given again, with functions also `approve`.
 
         Raises:
-            InvalidHistory: It is damaged, or something else, or had other tools than those given, if any.
-            SystemPromptChanged: It has another system prompt.
-            TypeError: One of `params` is saved.
+            InvalidHistory: It is damaged, or something else, or had functions that are not given.
+            ConversationChanged: What is named in it is something else now, and `migrate` doesn't name it.
+            SystemPromptChanged: The same, if it is only the system prompt.
+            TypeError: There is no such parameter, or a tool can't be used.
+            ValueError: A bound is out of its range, or `migrate` names something else.
         """
-        session = saved.read(text, sdk_of(client), tools=given_or(tools, None), params=given(params))
-        system = given_or(system, None)
-        if system is not None:
-            same_prompt(session.requests.system, as_system_prompt(system))
+        session = saved.read(
+            text,
+            sdk_of(client),
+            model=given_or(model, None),
+            system=as_system_prompt(given_or(system, None)),
+            tools=given_or(tools, None),
+            migrate=given_or(migrate, ()),
+            params=given(params),
+        )
         return cls._of(session)
 
 
