@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from penstock.tools import Allow as Allow
     from penstock.tools import Answer as Answer
     from penstock.tools import Deny as Deny
+    from penstock.tools import Later as Later
     from penstock.tools import Tool as Tool
     from penstock.tools import ToolCall as ToolCall
     from penstock.tools import ToolError as ToolError
@@ -120,7 +121,7 @@ else:
         "penstock.guards.retry": "Retry RetryOptions",
         "penstock.guards.sanitize": "Finding Sanitize SanitizeOptions",
         "penstock.settings": "Settings",
-        "penstock.tools": "Allow Answer Deny Tool ToolCall ToolError ToolLoop ToolRun tool",
+        "penstock.tools": "Allow Answer Deny Later Tool ToolCall ToolError ToolLoop ToolRun tool",
     }
     _LATE = {name: module for module, names in _NAMES.items() for name in names.split()}
     __all__ = [name for name, module in _LATE.items() if module != "penstock"]

@@ -248,8 +248,8 @@ class Conversation:
         refuses (`reply.refusal`), it stays as it was.
 
         Args:
-            content: A text, or content blocks, such as the results of tools. Nothing, to let a paused answer go on, or
-                to have a history answered that ends with the user's turn.
+            content: A text, or content blocks, such as the results of tools. Nothing, to let a paused answer go on, to
+                have a history answered that ends with the user's turn, or calls run that wait.
             images: Image blocks, as `penstock.image` makes them.
             documents: Document blocks.
             pin: Keep this exchange whatever is trimmed.
@@ -400,6 +400,9 @@ class Conversation:
 
     def to_json(self) -> str:
         """Return it as text, history, options and what was spent; the same text for the same conversation.
+
+        While calls of functions wait for approval, the question and the calls are in it, which one that is loaded is
+        asked about again by `send()` without content.
 
         Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) and functions are not in it.
         """

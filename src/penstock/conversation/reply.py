@@ -7,16 +7,17 @@ history is once the reply is there. What is sent back is what came, less what th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
 from anthropic.types import RefusalStopDetails, ToolUseBlock
 from anthropic.types.beta import BetaToolUseBlock
 
 from penstock.messages.blocks import CALLS, CONTINUE, Turn, answer_blocks, ids_of, whole
 from penstock.messages.history import open_calls
+from penstock.tools.state import message_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from decimal import Decimal
 
     from anthropic.types import Message
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from penstock._core.usage import Usage
     from penstock.conversation.options import OnTruncation
     from penstock.messages.blocks import Block
+    from penstock.tools.events import ToolCall
 
     Parsed_co = TypeVar("Parsed_co", covariant=True, default=Any)
 else:
@@ -66,6 +68,7 @@ class Reply(Generic[Parsed_co]):
     usage: Usage
     requests: int = 1
     _cost: Callable[[], Decimal] = field(repr=False, compare=False)
+    _waiting: frozenset[str] = field(default=frozenset(), repr=False)
     _read: Callable[[str, str | None], Parsed_co] = field(default=_nothing, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -111,10 +114,11 @@ class Reply(Generic[Parsed_co]):
 
     @property
     def tool_calls(self) -> list[ToolUseBlock | BetaToolUseBlock]:
-        """The tool calls to be answered by the next `send`."""
+        """The tool calls to be answered by the next `send`, or those that wait for approval (`Later`)."""
         if self.stop_reason in _NOT_TO_ANSWER:
             return []
-        return [block for block in self.message.content if isinstance(block, ToolUseBlock | BetaToolUseBlock)]
+        calls = [block for block in self.message.content if isinstance(block, ToolUseBlock | BetaToolUseBlock)]
+        return [call for call in calls if call.id in self._waiting] if self._waiting else calls
 
     @property
     def cost_usd(self) -> Decimal:
@@ -144,11 +148,12 @@ class Draft:
         outcome: The history as it is if nothing more is asked; `None` if it stays as it was.
         message: The reply as it is then.
         pinned: Whether the answer is kept whatever is trimmed.
+        waiting: Ids of calls that are decided about later.
     """
 
     __slots__ = (
         "_content", "_counts", "_mode", "_most", "answer", "at_least", "max_tokens", "message", "outcome", "pinned",
-        "sent", "turns",
+        "sent", "turns", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -163,11 +168,23 @@ class Draft:
         self._mode: OnTruncation = on_truncation
         self._most = most_tokens
         self.pinned = pinned
+        self.waiting: frozenset[str] = frozenset()
         self._content: list[object] = []
         self._counts = {"pauses": 0, "retries": 0, "parts": 0}
 
     def __repr__(self) -> str:
         return f"<Draft of {len(self.turns)} turns, {self._counts}>"
+
+    @classmethod
+    def of_calls(cls, turns: tuple[Turn, ...]) -> Self:
+        """Return what an earlier answer has come to, whose calls are still to be run."""
+        draft = cls(turns, on_truncation="return", max_tokens=1, most_tokens=1, pinned=turns[-1].pinned)
+        draft.message, draft.outcome = message_of(turns[-1]), turns
+        return draft
+
+    def wait(self, outcome: tuple[Turn, ...], pending: Iterable[ToolCall]) -> None:
+        """Note that some calls are decided about later, and the history with the results of the others."""
+        self.outcome, self.waiting = outcome, frozenset(call.id for call in pending)
 
     @property
     def whole(self) -> Message | BetaMessage:

@@ -141,7 +141,7 @@ def write(session: Session) -> str:
         },
         "window": {"tokens": estimate.tokens, "turns": estimate.turns, "per_token": estimate.per_token},
         **_container(requests.container),
-        "turns": [_turn(turn) for turn in session.turns],
+        "turns": [_turn(turn) for turn in session.turns_to_save],
     }
     return json.dumps(found, separators=(",", ":"), allow_nan=False)
 

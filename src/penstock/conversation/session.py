@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from penstock._core.usage import Usage
     from penstock.batch.output_format import OutputFormat
-    from penstock.conversation.functions import Functions
+    from penstock.conversation.functions import Functions, Show
     from penstock.conversation.options import ConversationOptions, OnTruncation
     from penstock.conversation.system_prompt import SystemPrompt
     from penstock.messages.blocks import Block
@@ -107,15 +107,19 @@ class Question:
         blocks = user_blocks(content, images=images, documents=documents)
         return cls(content=blocks, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens, output=output)
 
-    def added_to(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    def added_to(self, turns: tuple[Turn, ...], *, runs_calls: bool = False) -> tuple[Turn, ...]:
         """Return the history with the question as its last turn; as it is where there is none, and it can go on.
+
+        Args:
+            turns: The history.
+            runs_calls: Whether calls that wait are run.
 
         Raises:
             InvalidHistory: The API would not take it.
         """
         paused = bool(turns) and turns[-1].paused
         if not self.content:
-            if paused or (turns and turns[-1].role == "user" and not open_calls(turns)):
+            if paused or (runs_calls if open_calls(turns) else turns and turns[-1].role == "user"):
                 return turns
             raise InvalidHistory("content", "is empty")
         if paused:
@@ -142,7 +146,7 @@ class Session:
         turn_lock: Where one waits for one's turn.
     """
 
-    __slots__ = ("estimate", "functions", "requests", "turn_lock", "turns", "window")
+    __slots__ = ("_shown", "estimate", "functions", "requests", "turn_lock", "turns", "window")
 
     def __init__(self, turns: tuple[Turn, ...], requests: Requests) -> None:
         self.turns = turns
@@ -151,6 +155,7 @@ class Session:
         self.estimate = TokenEstimate(requests.options.model, requests.fixed, has_tools=bool(requests.tools))
         self.functions: Functions | None = None
         self.turn_lock = TurnLock()
+        self._shown: Show | None = None
 
     @classmethod
     def of(
@@ -216,6 +221,14 @@ class Session:
         forked.estimate, forked.functions = self.estimate.copy(), self.functions
         return forked
 
+    @property
+    def turns_to_save(self) -> tuple[Turn, ...]:
+        """The history; while calls wait for approval, with the question and the calls."""
+        return (self._shown and self._shown()) or self.turns
+
+    def _show(self, shown: Show | None) -> None:
+        self._shown = shown
+
     def __repr__(self) -> str:
         return f"<Session of {len(self.turns)} turns, {self.turn_lock!r}>"
 
@@ -244,11 +257,11 @@ class Session:
         self.requests.begin()
         estimate = self.estimate.copy()
         ask = partial(self._ask, question=question, on_truncation=on_truncation, estimate=estimate)
-        turns = question.added_to(self.turns)
+        turns = question.added_to(self.turns, runs_calls=self.functions is not None)
         if self.functions is None:
             draft = await ask(turns)
         else:
-            draft = await self.functions.run(turns, ask, self.turn_lock)
+            draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
         return self.commit(draft, estimate, question)
 
     async def _ask(
@@ -295,7 +308,14 @@ class Session:
             self.turns, self.estimate = draft.outcome, estimate
         used = self.requests.of_reply
         read = {} if question.output is None else {"_read": question.output.read}
-        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd, **read)
+        return Reply(
+            message=draft.whole,
+            usage=used.usage,
+            requests=used.requests,
+            _cost=lambda: used.cost_usd,
+            _waiting=draft.waiting,
+            **read,
+        )
 
     def add_system_turn(self, text: str) -> None:
         """Add what the operator tells the model from here on.
