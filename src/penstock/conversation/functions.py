@@ -96,13 +96,13 @@ class Functions:
                     state.received(cast("AnyMessage", draft.whole.model_copy(update={"stop_reason": "tool_use"})))
                 with turn_lock.awaiting():
                     results = await self._results(draft, state, show)
-                if draft.waiting:
+                if results is None:
                     return draft
                 turns, draft = (*(draft.outcome or ()), results), None
         raise state.out_of_time().error
 
-    async def _results(self, draft: Draft, state: LoopState, show: Callable[[Show | None], None]) -> Turn:
-        """Run the calls of an answer; returns their results, unless some wait."""
+    async def _results(self, draft: Draft, state: LoopState, show: Callable[[Show | None], None]) -> Turn | None:
+        """Run the calls of an answer; returns their results, or `None` where some wait."""
         before = draft.outcome or ()
 
         def told() -> tuple[Turn, ...] | None:
@@ -124,7 +124,7 @@ class Functions:
             raise step.error
         if isinstance(step, End):
             draft.wait(told() or before, step.run.pending)
-            return before[-1]
+            return None
         return replace(cast("Ask", step).turns[-1], pinned=draft.pinned)
 
 
