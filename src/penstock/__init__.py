@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from penstock.errors import CircuitOpen as CircuitOpen
     from penstock.errors import ClientClosed as ClientClosed
     from penstock.errors import ContextOverflow as ContextOverflow
+    from penstock.errors import ConversationChanged as ConversationChanged
     from penstock.errors import InvalidHistory as InvalidHistory
     from penstock.errors import InvalidImage as InvalidImage
     from penstock.errors import InvalidOutput as InvalidOutput
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from penstock.tools import Allow as Allow
     from penstock.tools import Answer as Answer
     from penstock.tools import Deny as Deny
+    from penstock.tools import Later as Later
     from penstock.tools import Tool as Tool
     from penstock.tools import ToolCall as ToolCall
     from penstock.tools import ToolError as ToolError
@@ -105,10 +107,11 @@ else:
         "penstock.conversation.reply": "Reply",
         "penstock.conversation.system_prompt": "SystemPrompt",
         "penstock.errors": (
-            "AccountRefused AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow InvalidHistory "
-            "InvalidImage InvalidOutput InvalidStream ItemFailed JournalError KeyNotFound NoKeyAvailable "
-            "PenstockError QueueFull RequestExceedsQuota ResponseTooLarge StreamInterrupted "
-            "SystemPromptChanged TooManyFailures ToolLoopLimit UnknownPrice UnknownTool UnsafeInput"
+            "AccountRefused AdmissionTimeout BudgetExceeded CircuitOpen ClientClosed ContextOverflow "
+            "ConversationChanged InvalidHistory InvalidImage InvalidOutput InvalidStream ItemFailed "
+            "JournalError KeyNotFound NoKeyAvailable PenstockError QueueFull RequestExceedsQuota "
+            "ResponseTooLarge StreamInterrupted SystemPromptChanged TooManyFailures ToolLoopLimit UnknownPrice "
+            "UnknownTool UnsafeInput"
         ),
         "penstock.guards.admit": "Admit",
         "penstock.guards.admit.limits": "Limits",
@@ -118,7 +121,7 @@ else:
         "penstock.guards.retry": "Retry RetryOptions",
         "penstock.guards.sanitize": "Finding Sanitize SanitizeOptions",
         "penstock.settings": "Settings",
-        "penstock.tools": "Allow Answer Deny Tool ToolCall ToolError ToolLoop ToolRun tool",
+        "penstock.tools": "Allow Answer Deny Later Tool ToolCall ToolError ToolLoop ToolRun tool",
     }
     _LATE = {name: module for module, names in _NAMES.items() for name in names.split()}
     __all__ = [name for name, module in _LATE.items() if module != "penstock"]

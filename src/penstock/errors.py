@@ -13,6 +13,7 @@ import anthropic
 import httpx2
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from decimal import Decimal
 
     from anthropic.types import Message
@@ -24,6 +25,7 @@ __all__ = [
     "CircuitOpen",
     "ClientClosed",
     "ContextOverflow",
+    "ConversationChanged",
     "InvalidHistory",
     "InvalidImage",
     "InvalidOutput",
@@ -343,6 +345,22 @@ class ItemFailed(PenstockError):
         self.body = body
 
 
+class ConversationChanged(PenstockError):
+    """A saved conversation was to go on with something else than it was saved with, and nobody has said that it may.
+
+    Attributes:
+        changes: What is something else (`model`, `params`, `system`, `tools`), and how, without quoting content.
+    """
+
+    def __init__(self, changes: Mapping[str, str]) -> None:
+        told = "; ".join(f"{name}: {how}" for name, how in changes.items())
+        super().__init__(
+            f"the conversation was saved with something else ({told}). To go on all the same, from_json("
+            f"migrate={{{', '.join(repr(name) for name in changes)}}}); thinking is left out of its history then."
+        )
+        self.changes = dict(changes)
+
+
 class SystemPromptChanged(PenstockError):
     """A conversation was to go on under another system prompt than it began with.
 
@@ -354,7 +372,7 @@ class SystemPromptChanged(PenstockError):
     def __init__(self, *, expected: str, found: str) -> None:
         super().__init__(
             f"this conversation began under {expected} and can't go on under {found}: the prompt never changes within "
-            "a conversation. Begin a new one."
+            "a conversation. Begin a new one, or, if it was saved, accept the change: from_json(migrate={'system'})."
         )
         self.expected = expected
         self.found = found

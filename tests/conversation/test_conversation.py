@@ -458,8 +458,8 @@ class TestCopies:
             assert "s3cret" not in chat.to_json()
             again = Conversation.from_json(chat.to_json(), sdk, extra_headers={"x-secret": "s3cret"})
             await again.send("Hello")
-            with pytest.raises(TypeError, match="can be given again, not metadata"):
-                Conversation.from_json(chat.to_json(), sdk, metadata={})
+            with pytest.raises(TypeError, match="metadat: neither an option"):
+                Conversation.from_json(chat.to_json(), sdk, metadat={})  # type: ignore[call-arg]
         assert [entry.headers["x-secret"] for entry in simulator.journal] == ["s3cret"] * 2
         assert [body["metadata"] for body in bodies(simulator)] == [{"user_id": "u1"}] * 2
 

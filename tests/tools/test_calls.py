@@ -412,7 +412,7 @@ class TestApproval:
             return decision
 
         with pytest.raises(
-            TypeError, match=r"approve must return a bool, Allow, Deny or Answer, not .* \(tool 'give'\)"
+            TypeError, match=r"approve must return a bool, Allow, Deny, Answer or Later, not .* \(tool 'give'\)"
         ):
             await one(give, approve)
 

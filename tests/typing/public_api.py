@@ -29,6 +29,7 @@ from penstock import (
     Deny,
     FanOutResult,
     KeyNotFound,
+    Later,
     Limits,
     Meter,
     NoKeyAvailable,
@@ -287,6 +288,11 @@ async def approve(call: ToolCall) -> bool | Allow | Deny | Answer:
     return Allow({"a": 1}) if call.name == "add" else Deny("no") if call.name == "rm" else Answer("x", is_error=True)
 
 
+async def approve_later(call: ToolCall) -> bool | Later:
+    """Or put it off."""
+    return Later() if call.name == "add" else True
+
+
 async def with_tools(claude: Client) -> None:
     """Functions, with options or without, and what comes of a run."""
     offered: list[Tool[..., Any]] = [add, get_weather]
@@ -297,6 +303,8 @@ async def with_tools(claude: Client) -> None:
     assert_type(run.transcript, list[anthropic.types.MessageParam])
     assert_type(run.iterations, int)
     assert_type(run.cost_usd, Decimal | None)
+    assert_type(run.pending, tuple[ToolCall, ...])
+    assert_type((await claude.run_tools("x", tools=[add], approve=approve_later)).pending, tuple[ToolCall, ...])
     assert_type(run.usage.total_tokens, int)
     assert_type(run.message.stop_reason == "end_turn", bool)
     async with claude.tool_loop(run.transcript, tools=[add], tool_timeout_s=5) as events:
@@ -320,7 +328,13 @@ async def conversing(claude: Client) -> None:
     chat = claude.conversation(system=prompt, token_budget=50_000, tools=[get_weather, repr], overflow="summary")
     assert_type(chat, Conversation)
     reply = await chat.send("Weather?", pin=True, max_tokens=100, on_truncation="retry")
-    assert_type(reply, Reply)
+    assert_type(reply, Reply[None])
+    assert_type(reply.parsed, None)
+    typed = await chat.ask("A city?", output_format=City, keep_partial=True)
+    assert_type(typed, Reply[City])
+    assert_type(typed.parsed, City)
+    assert_type(typed.parsed.name, str)
+    await chat.ask("A city?", output_format=City(name="Bonn"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(reply.text, str)
     assert_type(reply.message, Message | BetaMessage)
     assert_type(reply.refusal, anthropic.types.RefusalStopDetails | None)

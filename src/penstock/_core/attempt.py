@@ -103,6 +103,7 @@ class Attempt:
         "_give_backs",
         "_read",
         "_sending",
+        "_written",
         "answered",
         "call",
         "ended",
@@ -140,6 +141,8 @@ class Attempt:
         self._body: weakref.ref[Body] | None = None
         self._give_backs: list[GiveBack] = []
         self._sending = False
+        # Characters of an answer that did not come to its end.
+        self._written = 0.0
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"
@@ -169,6 +172,13 @@ class Attempt:
         if self.usage is not None:
             return True
         return self.sent and (self.failure is None or self.failure.may_be_billed)
+
+    def usage_if_left(self) -> Usage | None:
+        """Return what it has used if its reader leaves now, or has left; `None` where nothing is known of its body."""
+        if self.ended:
+            return self.usage
+        scanner = None if (body := self.body) is None else body.scanner
+        return None if scanner is None else (scanner.usage or Usage()).left_early(scanner.written)
 
     def push(self, give_back: GiveBack) -> None:
         """Have `give_back` called with this attempt when it ends; at once if it has ended."""
@@ -298,6 +308,8 @@ class Attempt:
         """Take over what was learned of the body."""
         self.usage = scanner.usage
         self.stop_reason = scanner.stop_reason
+        self._written = 0.0 if scanner.complete else scanner.written
+        scanner.forget()
         if scanner.failure is not None:
             self.failure = scanner.failure
 
@@ -311,7 +323,7 @@ class Attempt:
             and self.call.kind is RequestKind.MESSAGES
             and (self.failure is not None or self.usage is None)
         ):
-            self.usage = replace(self.usage or Usage(), estimated=True)
+            self.usage = (self.usage or Usage()).left_early(self._written)
         self._give_all_back()
         self.call.attempt_ended(self)
 

@@ -73,9 +73,14 @@ class OutputFormat:
         text = next(texts_of(message), None)
         if text is None:
             raise InvalidOutput(stop_reason=message.stop_reason, problems=("no text",))
-        return self._read(text, message.stop_reason)
+        return self.read(text, message.stop_reason)
 
-    def _read(self, text: str, stop_reason: str | None) -> Any:
+    def read(self, text: str, stop_reason: str | None) -> Any:
+        """Return what a text says.
+
+        Raises:
+            InvalidOutput: It doesn't fit.
+        """
         problems: tuple[str, ...]
         try:
             return self._adapter.validate_json(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, TypeVar, Unpack, cast
 
 import anthropic
 
@@ -19,24 +19,26 @@ from penstock.conversation import saved
 from penstock.conversation.options import SUMMARY_PROMPT, ConversationOptions
 from penstock.conversation.session import ConversationStatistics, Question, Session
 from penstock.conversation.stream import ConversationStream
-from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt, same_prompt
+from penstock.conversation.system_prompt import SystemPrompt, as_system_prompt
 from penstock.messages.history import check_roles, container_in, open_calls, turns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from decimal import Decimal
 
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
 
     from penstock._core.usage import Usage
-    from penstock.conversation.options import ConversationParams, OnTruncation, Overflow
+    from penstock.conversation.options import ConversationParams, LoadParams, OnTruncation, Overflow
     from penstock.conversation.reply import Reply
     from penstock.costs.spending import CacheTTL
     from penstock.messages.history import Content
     from penstock.tools.registry import AnyTool
 
 __all__ = ["Conversation"]
+
+OutputT = TypeVar("OutputT")
 
 
 class HasSDK(Protocol):
@@ -236,20 +238,23 @@ class Conversation:
         images: Iterable[Mapping[str, Any]] = (),
         documents: Iterable[Mapping[str, Any]] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int | None = None,
         on_truncation: OnTruncation | None = None,
-    ) -> Reply:
+    ) -> Reply[None]:
         """Ask, and wait for the whole reply; others who ask meanwhile wait for their turn.
 
         The history gets the question and the answer together. If anything fails or is cancelled, or if the model
         refuses (`reply.refusal`), it stays as it was.
 
         Args:
-            content: A text, or content blocks, such as the results of tools. Nothing, to let a paused answer go on, or
-                to have a history answered that ends with the user's turn.
+            content: A text, or content blocks, such as the results of tools. Nothing, to let a paused answer go on, to
+                have a history answered that ends with the user's turn, or calls run that wait.
             images: Image blocks, as `penstock.image` makes them.
             documents: Document blocks.
             pin: Keep this exchange whatever is trimmed.
+            keep_partial: Where it is cancelled, too late or breaks off while the answer is written: keep the question,
+                and what came of the answer. The exception comes out all the same.
             max_tokens: For this reply.
             on_truncation: For this reply.
 
@@ -262,11 +267,73 @@ class Conversation:
             RuntimeError: This task is still inside a `stream` of the same conversation, or a tool that it runs.
             anthropic.APIError: The request failed; `APITimeoutError` also where a `deadline` has passed.
         """
-        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
-        chosen = given_or(on_truncation, None) or self._session.requests.options.on_truncation
+        question = self._question(
+            content, images=images, documents=documents, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens
+        )
+        return await self._session.send(question, self._on_truncation(on_truncation))
+
+    async def ask(
+        self,
+        content: Content,
+        *,
+        output_format: type[OutputT],
+        images: Iterable[Mapping[str, Any]] = (),
+        documents: Iterable[Mapping[str, Any]] = (),
+        pin: bool = False,
+        keep_partial: bool = False,
+        max_tokens: int | None = None,
+        on_truncation: OnTruncation | None = None,
+    ) -> Reply[OutputT]:
+        """Ask for an answer that fits a type: as `send`, and `reply.parsed` is one.
+
+        The history has the answer as it came, whether it fits or not.
+
+        Args:
+            content: As for `send`.
+            output_format: What the answer is to be: a pydantic model, a dataclass, a `TypedDict`, …. Another than for
+                the question before changes how requests begin, so that the prompt cache has to be written again.
+            images: As for `send`.
+            documents: As for `send`.
+            pin: As for `send`.
+            keep_partial: As for `send`.
+            max_tokens: As for `send`.
+            on_truncation: As for `send`.
+
+        Raises:
+            TypeError: There is no JSON schema for the `output_format`.
+            Exception: As for `send`. `reply.parsed` raises `InvalidOutput` if the answer doesn't fit.
+
+        Example:
+            >>> from pydantic import BaseModel
+            >>> class City(BaseModel):
+            ...     name: str
+            >>> async def main() -> None:
+            ...     async with anthropic.AsyncAnthropic() as claude:
+            ...         chat = Conversation(claude, model="claude-sonnet-5-5")
+            ...         reply = await chat.ask("Name a city.", output_format=City)
+            ...         print(type(reply.parsed).__name__)
+            >>> import anthropic, anyio
+            >>> anyio.run(main)
+            City
+        """
+        from penstock.batch.output_format import OutputFormat  # noqa: PLC0415 - only who asks for it loads it
+
+        question = self._question(
+            content,
+            images=images,
+            documents=documents,
+            pin=pin,
+            keep_partial=keep_partial,
+            max_tokens=max_tokens,
+            output=OutputFormat(output_format),
+        )
+        return cast("Reply[OutputT]", await self._session.send(question, self._on_truncation(on_truncation)))
+
+    def _on_truncation(self, given: OnTruncation | None) -> OnTruncation:
+        chosen = given_or(given, None) or self._session.requests.options.on_truncation
         if chosen not in ("return", "continue", "retry"):
             raise ValueError(f"on_truncation must be 'return', 'continue' or 'retry', not {chosen!r}")
-        return await self._session.send(question, chosen)
+        return chosen
 
     def stream(
         self,
@@ -275,19 +342,22 @@ class Conversation:
         images: Iterable[Mapping[str, Any]] = (),
         documents: Iterable[Mapping[str, Any]] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int | None = None,
     ) -> ConversationStream:
         """Ask, and read the answer as it comes: `async with` it for a `penstock.streaming.Stream`.
 
         When the block is left, the history gets the question and the answer, if the answer was read to its end, by
-        whichever method. Left, interrupted or cancelled before, it stays as it was. An answer that is cut off or paused
-        comes as it is: ask to go on with another `send` or `stream`.
+        whichever method. Left, interrupted or cancelled before, it stays as it was, unless `keep_partial`. An answer
+        that is cut off or paused comes as it is: ask to go on with another `send` or `stream`.
 
         Args:
             content: As for `send`.
             images: As for `send`.
             documents: As for `send`.
             pin: As for `send`.
+            keep_partial: If it is left, interrupted or cancelled before its end: have the question in the history, and
+                what was read of the answer, without halves of calls and of thinking.
             max_tokens: As for `send`.
 
         Raises:
@@ -295,7 +365,9 @@ class Conversation:
         """
         if self._session.functions is not None:
             raise TypeError("stream can't run tools that are functions: use send, or a tool_loop, which streams")
-        question = self._question(content, images=images, documents=documents, pin=pin, max_tokens=max_tokens)
+        question = self._question(
+            content, images=images, documents=documents, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens
+        )
         return ConversationStream(self._session, question)
 
     def _question(self, content: Content, *, max_tokens: int | None, **media: Any) -> Question:
@@ -329,6 +401,9 @@ class Conversation:
     def to_json(self) -> str:
         """Return it as text, history, options and what was spent; the same text for the same conversation.
 
+        While calls of functions wait for approval, the question and the calls are in it, which one that is loaded is
+        asked about again by `send()` without content.
+
         Parameters that may hold credentials (`extra_headers`, `mcp_servers`, …) and functions are not in it.
         """
         return saved.write(self._session)
@@ -339,28 +414,45 @@ class Conversation:
         text: str | bytes,
         client: AnyClient,
         *,
+        model: str | None = None,
         system: str | SystemPrompt | None = None,
         tools: Iterable[AnyTool] | None = None,
-        **params: Unpack[ConversationParams],
+        migrate: Collection[Literal["model", "params", "system", "tools"]] = (),
+        **params: Unpack[LoadParams],
     ) -> Self:
-        """Return a conversation that was saved.
+        """Return a conversation that was saved, perhaps by an older version of your code.
+
+        What you give holds; what you leave out is as it was saved. What bounds a conversation may be given anew at any
+        time (`max_tokens`, `token_budget`, `max_iterations`, `tool_timeout_s`, …; `None` for no bound). What the model
+        sees has to be what it was, because its history belongs to that, or be named in `migrate`: then it changes from
+        here on, and thinking, which the API takes back only behind the same beginning, is left out of the history.
 
         Args:
             text: What `to_json` gave.
             client: As for a new one.
-            system: The system prompt that it should have, to be sure that it does.
-            tools: Its tools, if they were functions.
-            **params: Those that are not saved: `extra_headers`, `mcp_servers`, …; with functions also `approve`.
+            model: Who is to answer.
+            system: Its system prompt. Another label or version of the same text is the same.
+            tools: Its tools; needed if they were functions.
+            migrate: What may be something else than it was: `"model"`, `"system"`, `"tools"`, `"params"`.
+            **params: Bounds, and parameters of requests as for a new one; those that are not saved (`extra_headers`,
+                `mcp_servers`, …) are given again, with functions also `approve`.
 
         Raises:
-            InvalidHistory: It is damaged, or something else, or had other tools than those given, if any.
-            SystemPromptChanged: It has another system prompt.
-            TypeError: One of `params` is saved.
+            InvalidHistory: It is damaged, or something else, or had functions that are not given.
+            ConversationChanged: What is named in it is something else now, and `migrate` doesn't name it.
+            SystemPromptChanged: The same, if it is only the system prompt.
+            TypeError: There is no such parameter, or a tool can't be used.
+            ValueError: A bound is out of its range, or `migrate` names something else.
         """
-        session = saved.read(text, sdk_of(client), tools=given_or(tools, None), params=given(params))
-        system = given_or(system, None)
-        if system is not None:
-            same_prompt(session.requests.system, as_system_prompt(system))
+        session = saved.read(
+            text,
+            sdk_of(client),
+            model=given_or(model, None),
+            system=as_system_prompt(given_or(system, None)),
+            tools=given_or(tools, None),
+            migrate=given_or(migrate, ()),
+            params=given(params),
+        )
         return cls._of(session)
 
 

@@ -6,28 +6,33 @@ enters the history before the model's last answer is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 
 from penstock._core.context import labels
+from penstock.conversation.reply import Draft
 from penstock.messages.blocks import Turn, plain
+from penstock.messages.history import open_calls
 from penstock.tools.calls import Calls
 from penstock.tools.registry import Tools
-from penstock.tools.state import Ask, LoopState, RunCalls, Stop, ToolOptions
+from penstock.tools.state import Ask, End, LoopState, RunCalls, Stop, ToolOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
-    from penstock.conversation.reply import Draft
     from penstock.conversation.turn_lock import TurnLock
     from penstock.messages.blocks import Block
     from penstock.streaming.accumulate import AnyMessage
     from penstock.tools.events import Approve, ToolEvent
     from penstock.tools.registry import AnyTool
 
-__all__ = ["OF_LOOP", "Functions", "offered"]
+__all__ = ["OF_LOOP", "Functions", "Show", "offered"]
+
+# Tells the history with the calls that wait for approval; `None` where none does.
+Show: TypeAlias = Callable[[], tuple[Turn, ...] | None]
 
 # The conversation has budgets of its own.
 _BUDGETS: Final = frozenset({"max_total_tokens", "max_cost_usd"})
@@ -59,14 +64,19 @@ class Functions:
         return f"<Functions of {self.tools!r}>"
 
     async def run(
-        self, turns: tuple[Turn, ...], ask: Callable[[tuple[Turn, ...]], Awaitable[Draft]], turn_lock: TurnLock
+        self,
+        turns: tuple[Turn, ...],
+        ask: Callable[[tuple[Turn, ...]], Awaitable[Draft]],
+        turn_lock: TurnLock,
+        show: Callable[[Show | None], None],
     ) -> Draft:
-        """Ask, run what is called, and ask again, until nothing is called any more.
+        """Ask, run what is called, and ask again, until nothing is called any more, or a call is put off.
 
         Args:
-            turns: The history with the question.
+            turns: The history with the question, or with calls that are not all answered yet.
             ask: Sends a history and returns the answer.
             turn_lock: Of the conversation, in which no tool may ask.
+            show: Given what tells the history, for as long as calls are decided about and run.
 
         Raises:
             ToolLoopLimit: A bound is reached.
@@ -76,27 +86,46 @@ class Functions:
         state = LoopState(turns, self.tools, self.options)
         state.begin(anyio.current_time())
         with anyio.move_on_after(self.options.max_seconds):
+            draft = Draft.of_calls(tuple(state.transcript.turns)) if open_calls(turns) else None
             while True:
-                with labels(tool_iteration=str(state.iterations + 1)):
-                    draft = await ask(turns)
-                if draft.outcome is None or not draft.calls:
-                    return draft
+                if draft is None:
+                    with labels(tool_iteration=str(state.iterations + 1)):
+                        draft = await ask(turns)
+                    if draft.outcome is None or not draft.calls:
+                        return draft
+                    state.received(cast("AnyMessage", draft.whole.model_copy(update={"stop_reason": "tool_use"})))
                 with turn_lock.awaiting():
-                    results = await self._results(draft, state)
-                turns = (*draft.outcome, Turn(role="user", content=results, pinned=draft.pinned))
+                    results = await self._results(draft, state, show)
+                if results is None:
+                    return draft
+                turns, draft = (*(draft.outcome or ()), results), None
         raise state.out_of_time().error
 
-    async def _results(self, draft: Draft, state: LoopState) -> tuple[Block, ...]:
-        """Run the calls of an answer."""
-        state.received(cast("AnyMessage", draft.whole.model_copy(update={"stop_reason": "tool_use"})))
-        step = state.next(anyio.current_time())
-        if isinstance(step, RunCalls):
-            calls = Calls(self.tools, self.options, approve=self._approve, emit=_ignore)
-            await calls.run(step.calls, state)
+    async def _results(self, draft: Draft, state: LoopState, show: Callable[[Show | None], None]) -> Turn | None:
+        """Run the calls of an answer; returns their results, or `None` where some wait."""
+        before = draft.outcome or ()
+
+        def told() -> tuple[Turn, ...] | None:
+            if not state.transcript.waits:
+                return None
+            results = state.transcript.resumable_turns[len(state.transcript.turns) :]
+            return (*before, *(replace(turn, pinned=draft.pinned) for turn in results))
+
+        show(told)
+        try:
             step = state.next(anyio.current_time())
+            if isinstance(step, RunCalls):
+                calls = Calls(self.tools, self.options, approve=self._approve, emit=_ignore)
+                await calls.run(step.calls, state)
+                step = state.next(anyio.current_time())
+        finally:
+            show(None)
         if isinstance(step, Stop):
             raise step.error
-        return cast("Ask", step).turns[-1].content
+        if isinstance(step, End):
+            draft.wait(told() or before, step.run.pending)
+            return None
+        return replace(cast("Ask", step).turns[-1], pinned=draft.pinned)
 
 
 def offered(

@@ -1,7 +1,8 @@
 """What a conversation can be told, checked once when it is made.
 
 The rule here: nothing in it changes while the conversation lasts, because what is sent first must stay the same for the
-prompt cache; all of it is saved with the conversation, but what may hold credentials.
+prompt cache; all of it is saved with the conversation, but what may hold credentials. Whoever loads it may say anew how
+far it may go.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import functools
 import inspect
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, TypedDict
 
 from anthropic.resources import AsyncMessages
 from anthropic.resources.beta import AsyncMessages as AsyncBetaMessages
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from penstock.tools.events import Approve
 
 __all__ = [
+    "IN_PASSING",
     "NOT_SAVED",
     "SUMMARY_PROMPT",
     "ConversationOptions",
     "ConversationParams",
+    "LoadParams",
     "OnTruncation",
     "Overflow",
     "checked_params",
@@ -46,6 +49,9 @@ _OWN: Final = frozenset({
     "background", "cache_control", "max_tokens", "messages", "model", "on_abandon", "output_format", "stream", "system",
     "tools",
 })  # fmt: skip
+IN_PASSING: Final = frozenset({"metadata", "service_tier", "stream_idle_timeout_s"})
+"""Parameters that change nothing of what the model sees: what code says of them holds."""
+
 _OF_STREAM: Final = frozenset({"stream_idle_timeout_s"})
 
 OnTruncation: TypeAlias = Literal["return", "continue", "retry"]
@@ -92,6 +98,28 @@ class ConversationParams(BoundParams, MoreParams, total=False):
 
     approve: Approve | Left | None
     stream_idle_timeout_s: float | Left | None
+
+
+class BoundOptions(TypedDict, total=False):
+    """How far a conversation may go, and how it keeps within that: what code says anew when it is loaded."""
+
+    cache_ttl: CacheTTL | Left | None
+    cost_budget_usd: Decimal | float | Left | None
+    max_iterations: int | Left
+    max_tokens: int | Left
+    on_truncation: OnTruncation | Left
+    overflow: Overflow | Left
+    summary_max_tokens: int | Left
+    summary_model: str | Left
+    summary_prompt: str | Left
+    token_budget: int | Left | None
+    trim_at: float | Left
+    trim_to: float | Left
+    window_tokens: int | Left | None
+
+
+class LoadParams(ConversationParams, BoundOptions, total=False):
+    """What may be given to a conversation that was saved."""
 
 
 def checked_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,24 +7,35 @@ history is once the reply is there. What is sent back is what came, less what th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Self
 
 from anthropic.types import RefusalStopDetails, ToolUseBlock
 from anthropic.types.beta import BetaToolUseBlock
 
-from penstock.messages.blocks import CONTINUE, Turn, answer_blocks, ids_of, whole
+from penstock.messages.blocks import CALLS, CONTINUE, Turn, answer_blocks, ids_of, whole
 from penstock.messages.history import open_calls
+from penstock.tools.state import message_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from decimal import Decimal
 
     from anthropic.types import Message
     from anthropic.types.beta import BetaMessage
 
+    # The default is for those who name the class alone. Only checkers know defaults before Python 3.13.
+    from typing_extensions import TypeVar
+
     from penstock._core.usage import Usage
     from penstock.conversation.options import OnTruncation
     from penstock.messages.blocks import Block
+    from penstock.tools.events import ToolCall
+
+    Parsed_co = TypeVar("Parsed_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    Parsed_co = TypeVar("Parsed_co", covariant=True)
 
 __all__ = ["TRUNCATED", "Draft", "Reply"]
 
@@ -37,12 +48,18 @@ _MOST_RETRIES: Final = 3
 _MOST_PARTS: Final = 8
 
 
+def _nothing(text: str, stop_reason: str | None) -> Any:
+    """Read a text that was asked for in no format."""
+    del text, stop_reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What the model answered to one `send`.
+class Reply(Generic[Parsed_co]):
+    """What the model answered to one `send`, or, as a `Reply[City]`, to one `ask` for a `City`.
 
     Attributes:
-        message: The SDK's message. Where several requests made the reply, the last one, with the content of all.
+        message: The SDK's message. Where several requests made the reply, the last one, with the content of all. Of an
+            answer that was stopped, what was read of it: its `stop_reason` is `None`.
         usage: Tokens of all those requests, of discarded and interrupted ones too.
         requests: How many there were.
     """
@@ -51,6 +68,8 @@ class Reply:
     usage: Usage
     requests: int = 1
     _cost: Callable[[], Decimal] = field(repr=False, compare=False)
+    _waiting: frozenset[str] = field(default=frozenset(), repr=False)
+    _read: Callable[[str, str | None], Parsed_co] = field(default=_nothing, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"<Reply {self.stop_reason}, {self.usage.output_tokens} output tokens, {self.requests} requests>"
@@ -59,6 +78,15 @@ class Reply:
     def text(self) -> str:
         """The text of all its text blocks."""
         return "".join(block.text for block in self.message.content if block.type == "text")
+
+    @property
+    def parsed(self) -> Parsed_co:
+        """What the `output_format` of `ask` makes of its text; `None` where none was asked for.
+
+        Raises:
+            InvalidOutput: The text doesn't fit: the model refused, or the answer was cut off.
+        """
+        return self._read(self.text, self.stop_reason)
 
     @property
     def stop_reason(self) -> str | None:
@@ -86,10 +114,11 @@ class Reply:
 
     @property
     def tool_calls(self) -> list[ToolUseBlock | BetaToolUseBlock]:
-        """The tool calls to be answered by the next `send`."""
+        """The tool calls to be answered by the next `send`, or those that wait for approval (`Later`)."""
         if self.stop_reason in _NOT_TO_ANSWER:
             return []
-        return [block for block in self.message.content if isinstance(block, ToolUseBlock | BetaToolUseBlock)]
+        calls = [block for block in self.message.content if isinstance(block, ToolUseBlock | BetaToolUseBlock)]
+        return [call for call in calls if call.id in self._waiting] if self._waiting else calls
 
     @property
     def cost_usd(self) -> Decimal:
@@ -119,11 +148,12 @@ class Draft:
         outcome: The history as it is if nothing more is asked; `None` if it stays as it was.
         message: The reply as it is then.
         pinned: Whether the answer is kept whatever is trimmed.
+        waiting: Ids of calls that are decided about later.
     """
 
     __slots__ = (
         "_content", "_counts", "_mode", "_most", "answer", "at_least", "max_tokens", "message", "outcome", "pinned",
-        "sent", "turns",
+        "sent", "turns", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -138,11 +168,23 @@ class Draft:
         self._mode: OnTruncation = on_truncation
         self._most = most_tokens
         self.pinned = pinned
+        self.waiting: frozenset[str] = frozenset()
         self._content: list[object] = []
         self._counts = {"pauses": 0, "retries": 0, "parts": 0}
 
     def __repr__(self) -> str:
         return f"<Draft of {len(self.turns)} turns, {self._counts}>"
+
+    @classmethod
+    def of_calls(cls, turns: tuple[Turn, ...]) -> Self:
+        """Return what an earlier answer has come to, whose calls are still to be run."""
+        draft = cls(turns, on_truncation="return", max_tokens=1, most_tokens=1, pinned=turns[-1].pinned)
+        draft.message, draft.outcome = message_of(turns[-1]), turns
+        return draft
+
+    def wait(self, outcome: tuple[Turn, ...], pending: Iterable[ToolCall]) -> None:
+        """Note that some calls are decided about later, and the history with the results of the others."""
+        self.outcome, self.waiting = outcome, frozenset(call.id for call in pending)
 
     @property
     def whole(self) -> Message | BetaMessage:
@@ -177,6 +219,24 @@ class Draft:
             return self._take_truncated(message, blocks, content)
         self.outcome = self._with(blocks) if _says_something(blocks) or self._resumes else self.turns
         return False
+
+    def take_partial(self, message: Message | BetaMessage) -> bool:
+        """Take what was read of an answer that was stopped; returns whether that says anything.
+
+        It becomes a turn that can be sent back: without calls that nothing answers, without thinking that isn't signed,
+        without space at its end.
+        """
+        message = whole(message)
+        before = self.turns[-1].content if self._resumes else ()
+        blocks = _without_halves((*before, *answer_blocks(message.content)))
+        if not _says_something(blocks):
+            return False
+        answered = {block.get("tool_use_id") for block in blocks}
+        content = [each for each in message.content if each.type not in CALLS or getattr(each, "id", "") in answered]
+        self.message = message.model_copy(update={"content": [*self._content, *content], "stop_reason": None})
+        turns = self.turns[:-1] if self._resumes else self.turns
+        self.outcome = (*turns, Turn(role="assistant", content=blocks, pinned=self.pinned))
+        return True
 
     def _take_truncated(self, message: Message | BetaMessage, blocks: tuple[Block, ...], content: list[object]) -> bool:
         # A call that may be cut off can't be answered, and one that isn't the last can't be answered alone.
@@ -213,9 +273,21 @@ class Draft:
         return (*self.turns, Turn(role="assistant", content=blocks, pinned=self.pinned, paused=paused))
 
 
+def _without_halves(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """Return the blocks of an answer that was stopped which can be sent back."""
+    kept = [block for block in blocks if not _is_open(block, blocks)]
+    kept = [block for block in kept if block["type"] != "thinking" or block.get("signature")]
+    while kept and kept[-1]["type"] in {"text", "compaction"}:
+        text = kept[-1].get("text", "").rstrip() if kept[-1]["type"] == "text" else ""
+        kept[-1:] = [{**kept[-1], "text": text}] if text else []
+        if text:
+            break
+    return tuple(kept)
+
+
 def _is_open(block: Block, blocks: tuple[Block, ...]) -> bool:
     """Whether a block calls a tool that has not answered within the same message."""
-    if block["type"] == "server_tool_use":
+    if block["type"] in {"server_tool_use", "mcp_tool_use"}:
         return all(each.get("tool_use_id") != block["id"] for each in blocks)
     return bool(block["type"] == "tool_use")
 

@@ -8,13 +8,11 @@ awaited.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock._core.clock import wall_now
 from penstock._core.context import current_labels, labels
-from penstock._core.size import TokenRate, size_of
 from penstock._core.usage import NOTHING
 from penstock.costs.spending import WORTH_TOKENS, Spending
 from penstock.errors import StreamInterrupted
@@ -57,10 +55,11 @@ class Requests:
         sdk: As above, as `options`, `session`, `system`, `tools`, `params` and `spending`.
         of_reply: What was used since `begin`.
         container: Where code goes on that the model ran on the server, and until when; `None` if it ran none.
+        partial: What was read of the last answer, if it was not read to its end.
     """
 
     __slots__ = (
-        "container", "of_reply", "options", "params", "sdk", "session", "spending", "system", "tools",
+        "container", "of_reply", "options", "params", "partial", "sdk", "session", "spending", "system", "tools",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +82,7 @@ class Requests:
         self.spending = spending
         self.of_reply = Spending()
         self.container: tuple[str, datetime | None] | None = None
+        self.partial: Message | BetaMessage | None = None
 
     def __repr__(self) -> str:
         return f"<Requests of {self.options.model!r}>"
@@ -123,6 +123,7 @@ class Requests:
         Raises:
             BudgetExceeded: The budgets don't pay for it.
         """
+        self.partial = None
         allowed = self.spending.allow(
             self.options.model,
             input_tokens=input_tokens,
@@ -209,18 +210,15 @@ class Requests:
         model = model or self.options.model
         usage = opened.usage
         read = _read_of(opened)
-        message = None if isinstance(read, Exception) else read
+        message = self.partial = None if isinstance(read, Exception) else read
         if opened.complete:
             whole = None if message is None or message.stop_reason is None else message
             self._add(model, usage, whole)
             self._note_container(whole)
+            self.partial = message if whole is None else None
             return whole or (read if message is None else None)
         if usage != NOTHING:
-            written = (
-                0.0 if message is None else TokenRate().tokens(size_of([block.to_dict() for block in message.content]))
-            )
-            output = max(usage.output_tokens, round(written))
-            self._add(model, replace(usage, output_tokens=output, estimated=True), None)
+            self._add(model, opened.usage_if_left(), None)
         return None
 
     def _add(self, model: str, usage: Usage, message: Message | BetaMessage | None) -> None:

@@ -2,7 +2,8 @@
 
 The rule here: the same conversation gives the same bytes, in the order in which everything was said: the order of keys
 in the input of a tool counts for the prompt cache. What is read is checked as if it came from anywhere, and what
-is wrong with it is told with its place.
+is wrong with it is told with its place. How far it may go is what code says; what the model sees may become something
+else only by name.
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from penstock._core.size import CHARACTERS_PER_TOKEN
 from penstock._core.usage import Usage
-from penstock.conversation.functions import offered
-from penstock.conversation.options import NOT_SAVED, ConversationOptions
+from penstock.conversation.functions import OF_LOOP, offered
+from penstock.conversation.options import IN_PASSING, NOT_SAVED, ConversationOptions, checked_params
 from penstock.conversation.session import Session
-from penstock.conversation.system_prompt import SystemPrompt
-from penstock.errors import InvalidHistory
+from penstock.conversation.system_prompt import SystemPrompt, same_prompt, same_text, told_of
+from penstock.conversation.trim import without_thinking
+from penstock.errors import ConversationChanged, InvalidHistory
 from penstock.messages.blocks import Turn
-from penstock.messages.history import turns_of
+from penstock.messages.history import check_roles, turns_of
 from penstock.tools.state import ToolOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from anthropic import AsyncAnthropic
 
     from penstock.conversation.functions import Functions
-    from penstock.tools.events import Approve
+    from penstock.messages.blocks import Block
     from penstock.tools.registry import AnyTool
 
 __all__ = ["read", "write"]
 
 VERSION: Final = 1
 _KEY: Final = "penstock_conversation"
+_MAY_CHANGE: Final = frozenset({"model", "params", "system", "tools"})
 _FLAGS: Final = ("pinned", "paused", "left_out")
 
 PartT = TypeVar("PartT", bound=BaseModel)
@@ -138,7 +141,7 @@ def write(session: Session) -> str:
         },
         "window": {"tokens": estimate.tokens, "turns": estimate.turns, "per_token": estimate.per_token},
         **_container(requests.container),
-        "turns": [_turn(turn) for turn in session.turns],
+        "turns": [_turn(turn) for turn in session.turns_to_save],
     }
     return json.dumps(found, separators=(",", ":"), allow_nan=False)
 
@@ -156,38 +159,124 @@ def _turn(turn: Turn) -> dict[str, object]:
 
 
 def read(
-    text: str | bytes, sdk: AsyncAnthropic, *, tools: Iterable[AnyTool] | None, params: Mapping[str, Any]
+    text: str | bytes,
+    sdk: AsyncAnthropic,
+    *,
+    model: str | None,
+    system: SystemPrompt | None,
+    tools: Iterable[AnyTool] | None,
+    migrate: Collection[str],
+    params: Mapping[str, Any],
 ) -> Session:
-    """Return the conversation that `write` wrote.
+    """Return the conversation that `write` wrote, as code has it now.
 
     Args:
         text: What was written.
         sdk: Sends its requests.
-        tools: The functions that were its tools; `None` if they were none.
-        params: What was not saved.
+        model: Who answers now; `None` for who did.
+        system: The prompt now; `None` for the same.
+        tools: The tools now; `None` for the same, if those were no functions.
+        migrate: What may be something else.
+        params: What was not saved, and bounds and parameters as they are now.
 
     Raises:
-        InvalidHistory: It is something else, or damaged, or had other tools.
-        TypeError: One of `params` is saved.
+        InvalidHistory: It is something else, or damaged, or had functions that are not given.
+        ConversationChanged: Something is something else now that may not be.
+        SystemPromptChanged: Only the system prompt is.
+        TypeError: There is no such parameter, or a tool can't be used.
+        ValueError: A bound is out of its range, or the model takes no system turns.
     """
-    again = NOT_SAVED if tools is None else NOT_SAVED | {"approve"}
-    if saved := sorted(params.keys() - again):
-        raise TypeError(f"only {', '.join(sorted(again))} can be given again, not {', '.join(saved)}")
     given = _checked(_Saved, _fields(text), "")
     if given.tool_options is not None and tools is None:
         raise InvalidHistory("tools", "were functions, which can't be saved: give them again, tools=[…]")
-    session = _session(given, sdk)
-    functions = None if tools is None else _functions(session, given.tool_options, tools, params.get("approve"))
-    session.with_unsaved(functions, {name: value for name, value in params.items() if name in NOT_SAVED})
+    told = {name: params[name] for name in ConversationOptions.model_fields.keys() & params.keys()}
+    chosen = {} if model is None else {"model": model}
+    options = ConversationOptions.model_validate({**dict(given.options), **told, **chosen})
+    entries, functions = _tools(given, tools, params, keep_marks=options.cache_ttl is None)
+    others = _params(params, told.keys() | ({"max_iterations"} if functions is None else OF_LOOP))
+    unsaved = {name: params[name] for name in NOT_SAVED & params.keys()}
+    prompt = None if given.system is None else SystemPrompt(**dict(given.system))
+    changes = {
+        "model": _differ(given.options.model, options.model),
+        "params": ", ".join(sorted(name for name in others.keys() - IN_PASSING if _is_new(given, name, others[name]))),
+        "system": "" if system is None or same_text(prompt, system) else f"{told_of(prompt)}, now {told_of(system)}",
+        "tools": _tools_differ(given.tools, entries),
+    }
+    changes = {name: how for name, how in changes.items() if how}
+    _check_allowed(changes, migrate, prompt, system)
+    if "system" in changes:
+        prompt = system
+    turns = given.history()
+    if changes:
+        check_roles(turns, options.model)
+        turns = without_thinking(turns)
+    try:
+        session = Session.of(
+            sdk, options, id=given.id, system=prompt, tools=entries, params={**given.params, **others}, turns=turns
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidHistory("tools or params", str(error)) from None
+    session.with_unsaved(functions, unsaved)
     spent, window = given.spent, given.window
     usage = Usage(**dict(spent.usage))
     session.requests.spending.restore(usage, spent.requests, spent.cost_usd, spent.unpriced)
     if given.container is not None:
         session.requests.container = (given.container.id, given.container.expires_at)
     session.estimate.per_token = window.per_token
-    if window.turns <= len(given.turns):
+    if window.turns <= len(given.turns) and not changes:
         session.estimate.tokens, session.estimate.turns = window.tokens, window.turns
     return session
+
+
+# What has become something else
+
+
+def _check_allowed(
+    changes: Mapping[str, str], migrate: Collection[str], saved: SystemPrompt | None, now: SystemPrompt | None
+) -> None:
+    if isinstance(migrate, str) or not _MAY_CHANGE.issuperset(migrate):
+        raise ValueError(f"migrate must be a set of {', '.join(sorted(_MAY_CHANGE))}, not {migrate!r}")
+    refused = {name: how for name, how in changes.items() if name not in migrate}
+    if refused.keys() == {"system"}:
+        same_prompt(saved, now)
+    if refused:
+        raise ConversationChanged(refused)
+
+
+def _differ(saved: str, now: str) -> str:
+    return "" if saved == now else f"{saved}, now {now}"
+
+
+def _is_new(given: _Saved, name: str, value: object) -> bool:
+    return name not in given.params or given.params[name] != value
+
+
+def _tools_differ(saved: Sequence[Block], now: Sequence[Block]) -> str:
+    """Return which tools were added, removed or changed; the order counts for the prompt cache."""
+    before, after = ({_name(entry): entry for entry in entries} for entries in (saved, now))
+    found = [f"{name} was removed" for name in before if name not in after]
+    found += [f"{name} was added" for name in after if name not in before]
+    found += [f"{name} was changed" for name in after if name in before and before[name] != after[name]]
+    return ", ".join(found) or ("" if saved == now else "their order was changed")
+
+
+def _name(entry: Block) -> str:
+    return str(entry.get("name") or entry.get("mcp_server_name") or entry.get("type"))
+
+
+def _tools(
+    given: _Saved, tools: Iterable[AnyTool] | None, params: Mapping[str, Any], *, keep_marks: bool
+) -> tuple[list[Block], Functions | None]:
+    if tools is None:
+        return given.tools, None
+    saved = {} if given.tool_options is None else given.tool_options.model_dump()
+    return offered(tools, {**saved, **{name: params[name] for name in OF_LOOP & params.keys()}}, keep_marks=keep_marks)
+
+
+def _params(params: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """Return the parameters of requests among what is given."""
+    left = params.keys() - taken - NOT_SAVED
+    return checked_params({name: params[name] for name in left})
 
 
 def _fields(text: str | bytes) -> dict[str, object]:
@@ -204,28 +293,6 @@ def _fields(text: str | bytes) -> dict[str, object]:
     if found_fields[_KEY] != VERSION:
         raise InvalidHistory(_KEY, "is of a version that this penstock can't read; use the one that wrote it")
     return found_fields
-
-
-def _session(given: _Saved, sdk: AsyncAnthropic) -> Session:
-    system = None if given.system is None else SystemPrompt(**dict(given.system))
-    turns = given.history()
-    try:
-        return Session.of(
-            sdk, given.options, id=given.id, system=system, tools=given.tools, params=given.params, turns=turns
-        )
-    except (TypeError, ValueError) as error:
-        raise InvalidHistory("tools or params", str(error)) from None
-
-
-def _functions(
-    session: Session, options: ToolOptions | None, tools: Iterable[AnyTool], approve: Approve | None
-) -> Functions | None:
-    """Return what runs the tools, which must be those that were saved."""
-    told = {**({} if options is None else options.model_dump()), "approve": approve}
-    entries, functions = offered(tools, told, keep_marks=session.requests.options.cache_ttl is None)
-    if entries != session.requests.tools:
-        raise InvalidHistory("tools", "are not those that it was saved with, to which its history belongs")
-    return functions
 
 
 def _checked(kind: type[PartT], found: object, place: str) -> PartT:

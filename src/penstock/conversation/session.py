@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from penstock._core.usage import Usage
-    from penstock.conversation.functions import Functions
+    from penstock.batch.output_format import OutputFormat
+    from penstock.conversation.functions import Functions, Show
     from penstock.conversation.options import ConversationOptions, OnTruncation
     from penstock.conversation.system_prompt import SystemPrompt
     from penstock.messages.blocks import Block
@@ -71,12 +72,16 @@ class Question:
     Attributes:
         content: Its blocks; none to let an answer go on, or a question be answered.
         pin: As for `Conversation.send`.
+        keep_partial: The same.
         max_tokens: The same.
+        output: What the answer is to fit; `None` for any text.
     """
 
     content: tuple[Block, ...] = field(repr=False)
     pin: bool
+    keep_partial: bool
     max_tokens: int
+    output: OutputFormat | None
 
     @classmethod
     def of(
@@ -86,7 +91,9 @@ class Question:
         images: Iterable[object] = (),
         documents: Iterable[object] = (),
         pin: bool = False,
+        keep_partial: bool = False,
         max_tokens: int,
+        output: OutputFormat | None = None,
     ) -> Self:
         """Return what the caller of `Conversation.send` asks.
 
@@ -97,17 +104,22 @@ class Question:
         given = cast("object", max_tokens)
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
             raise ValueError(f"max_tokens must be a whole number, 1 or more, not {given!r}")
-        return cls(content=user_blocks(content, images=images, documents=documents), pin=pin, max_tokens=max_tokens)
+        blocks = user_blocks(content, images=images, documents=documents)
+        return cls(content=blocks, pin=pin, keep_partial=keep_partial, max_tokens=max_tokens, output=output)
 
-    def added_to(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    def added_to(self, turns: tuple[Turn, ...], *, runs_calls: bool = False) -> tuple[Turn, ...]:
         """Return the history with the question as its last turn; as it is where there is none, and it can go on.
+
+        Args:
+            turns: The history.
+            runs_calls: Whether calls that wait are run.
 
         Raises:
             InvalidHistory: The API would not take it.
         """
         paused = bool(turns) and turns[-1].paused
         if not self.content:
-            if paused or (turns and turns[-1].role == "user" and not open_calls(turns)):
+            if paused or (runs_calls if open_calls(turns) else turns and turns[-1].role == "user"):
                 return turns
             raise InvalidHistory("content", "is empty")
         if paused:
@@ -134,7 +146,7 @@ class Session:
         turn_lock: Where one waits for one's turn.
     """
 
-    __slots__ = ("estimate", "functions", "requests", "turn_lock", "turns", "window")
+    __slots__ = ("_shown", "estimate", "functions", "requests", "turn_lock", "turns", "window")
 
     def __init__(self, turns: tuple[Turn, ...], requests: Requests) -> None:
         self.turns = turns
@@ -143,6 +155,7 @@ class Session:
         self.estimate = TokenEstimate(requests.options.model, requests.fixed, has_tools=bool(requests.tools))
         self.functions: Functions | None = None
         self.turn_lock = TurnLock()
+        self._shown: Show | None = None
 
     @classmethod
     def of(
@@ -208,6 +221,14 @@ class Session:
         forked.estimate, forked.functions = self.estimate.copy(), self.functions
         return forked
 
+    @property
+    def turns_to_save(self) -> tuple[Turn, ...]:
+        """The history; while calls wait for approval, with the question and the calls."""
+        return (self._shown and self._shown()) or self.turns
+
+    def _show(self, shown: Show | None) -> None:
+        self._shown = shown
+
     def __repr__(self) -> str:
         return f"<Session of {len(self.turns)} turns, {self.turn_lock!r}>"
 
@@ -236,12 +257,12 @@ class Session:
         self.requests.begin()
         estimate = self.estimate.copy()
         ask = partial(self._ask, question=question, on_truncation=on_truncation, estimate=estimate)
-        turns = question.added_to(self.turns)
+        turns = question.added_to(self.turns, runs_calls=self.functions is not None)
         if self.functions is None:
             draft = await ask(turns)
         else:
-            draft = await self.functions.run(turns, ask, self.turn_lock)
-        return self.commit(draft, estimate)
+            draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
+        return self.commit(draft, estimate, question)
 
     async def _ask(
         self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
@@ -250,12 +271,15 @@ class Session:
         draft = await self._draft(turns, question, on_truncation, estimate)
         while True:
             try:
-                message = await self.requests.ask(draft.turns, **self._params(draft, estimate))
+                message = await self.requests.ask(draft.turns, **self._params(draft, estimate, question))
             except BudgetExceeded:
                 if draft.message is None:
                     raise
                 # What is there is paid for.
                 break
+            except BaseException:
+                self.close_early(draft, estimate, question)
+                raise
             if not draft.take(message) or self.window.overflows(draft.turns, estimate):
                 break
         _learn(draft, estimate)
@@ -266,19 +290,32 @@ class Session:
         self.requests.begin()
         estimate = self.estimate.copy()
         draft = await self._draft(question.added_to(self.turns), question, "return", estimate)
-        return draft, estimate, self.requests.open(draft.turns, **self._params(draft, estimate))
+        return draft, estimate, self.requests.open(draft.turns, **self._params(draft, estimate, question))
 
-    def close(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+    def close(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply:
         """Take over what a streamed answer has come to."""
         _learn(draft, estimate)
-        return self.commit(draft, estimate)
+        return self.commit(draft, estimate, question)
 
-    def commit(self, draft: Draft, estimate: TokenEstimate) -> Reply:
+    def close_early(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply | None:
+        """Take over what was read of an answer that was stopped, if that is wanted and says anything."""
+        partial = self.requests.partial if question.keep_partial else None
+        return self.commit(draft, estimate, question) if partial and draft.take_partial(partial) else None
+
+    def commit(self, draft: Draft, estimate: TokenEstimate, question: Question) -> Reply:
         """Take over what a draft has come to."""
         if draft.outcome is not None:
             self.turns, self.estimate = draft.outcome, estimate
         used = self.requests.of_reply
-        return Reply(message=draft.whole, usage=used.usage, requests=used.requests, _cost=lambda: used.cost_usd)
+        read = {} if question.output is None else {"_read": question.output.read}
+        return Reply(
+            message=draft.whole,
+            usage=used.usage,
+            requests=used.requests,
+            _cost=lambda: used.cost_usd,
+            _waiting=draft.waiting,
+            **read,
+        )
 
     def add_system_turn(self, text: str) -> None:
         """Add what the operator tells the model from here on.
@@ -305,12 +342,15 @@ class Session:
             pinned=question.pin,
         )
 
-    def _params(self, draft: Draft, estimate: TokenEstimate) -> dict[str, Any]:
+    def _params(self, draft: Draft, estimate: TokenEstimate, question: Question) -> dict[str, Any]:
+        params = self.requests.params
+        asked = {} if question.output is None else question.output.asked(params)
         return {
             "input_tokens": estimate.measure(draft.turns),
             "max_tokens": draft.max_tokens,
             "at_least": draft.at_least,
-            **self.window.more(self.requests.params),
+            **asked,
+            **self.window.more(params),
         }
 
 

@@ -29,12 +29,13 @@ class ConversationStream:
     """Asks when it is entered, once those before it are done; gives the `Stream`; made by `Conversation.stream`.
 
     Attributes:
-        reply: The reply, once the block is left and the answer was whole.
+        reply: The reply, once the block is left, if the answer was whole, or what was read of it is kept.
     """
 
     def __init__(self, session: Session, question: Question) -> None:
         self._session = session
-        self._question: Question | None = question
+        self._question = question
+        self._entered = False
         self._asked: tuple[Draft, TokenEstimate, StreamManager] | None = None
         self._stream: Stream | None = None
         self.reply: Reply | None = None
@@ -49,13 +50,13 @@ class ConversationStream:
             RuntimeError: It was entered before.
             Exception: As for `Conversation.send`.
         """
-        question, self._question = self._question, None
-        if question is None:
+        if self._entered:
             raise RuntimeError("a stream runs once; make a new one")
+        self._entered = True
         with anyio.CancelScope(deadline=current_deadline()):
             await self._session.turn_lock.enter()
             try:
-                self._asked = await self._session.open(question)
+                self._asked = await self._session.open(self._question)
                 with self._session.requests.labelled():
                     self._stream = stream = await self._asked[2].__aenter__()
             finally:
@@ -67,7 +68,9 @@ class ConversationStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave it; the history has the answer if it was whole. An exception of the block leaves as it is.
+        """Leave it; the history has the answer if it was whole, or what was read, if that is to be kept.
+
+        An exception of the block leaves as it is.
 
         Raises:
             InvalidStream: It was read to its end, but parts of it can't be understood.
@@ -83,7 +86,9 @@ class ConversationStream:
                     raise message
             elif message is not None:
                 draft.take(message)
-                self.reply = self._session.close(draft, estimate)
+                self.reply = self._session.close(draft, estimate, self._question)
+            else:
+                self.reply = self._session.close_early(draft, estimate, self._question)
         finally:
             try:
                 await manager.__aexit__(kind, error, trace)

@@ -110,9 +110,15 @@ def same_prompt(expected: SystemPrompt | None, found: SystemPrompt | None) -> No
     Raises:
         SystemPromptChanged: They differ.
     """
-    if (expected and expected.text) != (found and found.text):
-        raise SystemPromptChanged(expected=_told(expected), found=_told(found))
+    if not same_text(expected, found):
+        raise SystemPromptChanged(expected=told_of(expected), found=told_of(found))
 
 
-def _told(prompt: SystemPrompt | None) -> str:
+def same_text(one: SystemPrompt | None, other: SystemPrompt | None) -> bool:
+    """Whether the model sees the same, whatever it is labelled with."""
+    return (one and one.text) == (other and other.text)
+
+
+def told_of(prompt: SystemPrompt | None) -> str:
+    """Return a prompt's label and hash."""
     return "no system prompt" if prompt is None else f"{prompt.label or 'a system prompt'} ({prompt.hash})"

@@ -100,6 +100,11 @@ def _stays(unit: Sequence[Turn]) -> bool:
     return any(turn.pinned or turn.role == "system" for turn in unit)
 
 
+def without_thinking(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return a history as it can be sent where what it begins with has changed."""
+    return _aged(turns, images=False)
+
+
 def _aged(unit: Sequence[Turn], *, images: bool) -> tuple[Turn, ...]:
     """The same turns without thinking, and without images if they are to go and are not pinned."""
     aged: list[Turn] = []

@@ -199,6 +199,13 @@ class Accumulator:
             self._tell_how_long()
         return events
 
+    @property
+    def written(self) -> int:
+        """Characters of text, thinking and tool input that have come."""
+        blocks = () if self.snapshot is None else self.snapshot.content
+        said = (getattr(block, str(_FIELD_OF_BLOCK.get(block.type)), "") for block in blocks)
+        return self._inputs.written + sum(map(len, said))
+
     def _tell_how_long(self) -> None:
         """Complete what the usage tells of cache writes: the last event names them, but not for how long they are."""
         usage: Any = getattr(self.snapshot, "usage", None)

@@ -37,6 +37,11 @@ class ToolInputs:
     def __repr__(self) -> str:
         return f"<ToolInputs of {len(self._texts)} calls>"
 
+    @property
+    def written(self) -> int:
+        """Characters of all input that has come."""
+        return sum(map(len, self._texts.values()))
+
     def taken(self, event: dict[str, object]) -> dict[str, object] | None:
         """Return what is to be accumulated of a decoded event: any other as it is; `None` for nothing yet."""
         delta = event.get("delta")

@@ -20,7 +20,7 @@ from anyio.lowlevel import RunVar
 from penstock.messages.blocks import NO_JSON, is_wrapped
 from penstock.tools.content import Result, failed, failure_of, result_of
 from penstock.tools.definition import InvalidArguments
-from penstock.tools.events import Allow, Answer, Deny, ToolCall, ToolDenied, ToolFinished, ToolStarted
+from penstock.tools.events import Allow, Answer, Deny, Later, ToolCall, ToolDenied, ToolFinished, ToolStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,8 +96,11 @@ class Calls:
         if is_wrapped(call.input):
             self._finish(call, failed(NO_JSON), state)
             return
-        decided = await self._decide(tool, call)
-        if isinstance(decided, Deny):
+        with state.transcript.asking(call):
+            decided = await self._decide(tool, call)
+        if isinstance(decided, Later):
+            state.transcript.put_off(call)
+        elif isinstance(decided, Deny):
             self._deny(call, decided, state)
         elif isinstance(decided, Result):
             self._finish(call, decided, state)
@@ -105,7 +108,7 @@ class Calls:
             async with self._room:
                 await self._run(tool, call, decided, state)
 
-    async def _decide(self, tool: Tool[..., Any], call: ToolCall) -> dict[str, Any] | Deny | Result:
+    async def _decide(self, tool: Tool[..., Any], call: ToolCall) -> dict[str, Any] | Deny | Later | Result:
         """Return what a call is to be run with, or what it is answered with instead."""
         refused = self._refusal(tool, call.input)
         if refused is not None:
@@ -118,7 +121,7 @@ class Calls:
         decision = cast("object", await asked)
         if isinstance(decision, bool):
             decision = Allow() if decision else Deny()
-        if isinstance(decision, Deny):
+        if isinstance(decision, Deny | Later):
             return decision
         if isinstance(decision, Answer):
             return self._answered_by(decision)
@@ -126,7 +129,7 @@ class Calls:
             given = call.input if decision.input is None else decision.input
             return self._refusal(tool, given) or given
         kind = type(decision).__name__
-        raise TypeError(f"approve must return a bool, Allow, Deny or Answer, not {kind} (tool {call.name!r})")
+        raise TypeError(f"approve must return a bool, Allow, Deny, Answer or Later, not {kind} (tool {call.name!r})")
 
     def _refusal(self, tool: Tool[..., Any], given: dict[str, Any]) -> Result | None:
         """Return why a tool doesn't take an input; `None` if it does."""

@@ -23,6 +23,7 @@ __all__ = [
     "Emit",
     "Finished",
     "IterationStarted",
+    "Later",
     "MessageFinished",
     "TextDelta",
     "ToolCall",
@@ -87,7 +88,15 @@ class Answer:
     is_error: bool = False
 
 
-Decision: TypeAlias = bool | Allow | Deny | Answer
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Decide about a call later: the other calls of the turn are run, then the run ends.
+
+    Whoever goes on from what it ended with is asked about the call again.
+    """
+
+
+Decision: TypeAlias = bool | Allow | Deny | Answer | Later
 Approve: TypeAlias = Callable[[ToolCall], Awaitable[Decision]]
 
 

@@ -94,6 +94,16 @@ class ToolLoop:
         return self._drive.transcript
 
     @property
+    def resumable(self) -> list[MessageParam]:
+        """All messages so far, calls that have not begun left unanswered, as those are that wait for approval.
+
+        It is what to keep while somebody is asked: another process goes on from it by `tool_loop` or `run_tools`, which
+        ask about these calls again. Calls that are being run are answered in it, by that it isn't known whether they do
+        their work.
+        """
+        return self._drive.resumable
+
+    @property
     def run(self) -> ToolRun:
         """What came of it.
 

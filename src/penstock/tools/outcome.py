@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from penstock._core.usage import Usage
     from penstock.costs.spending import Spending
     from penstock.streaming.accumulate import AnyMessage
+    from penstock.tools.events import ToolCall
 
 __all__ = ["ToolRun"]
 
@@ -30,6 +31,8 @@ class ToolRun:
         message: The last reply. Its `stop_reason` tells how it ended: `end_turn`, but also `refusal` or `max_tokens`.
         transcript: All messages, the prompt and the last reply included, ready to go on from. A refusal is not in it,
             because it would be refused again.
+        pending: Calls that `approve` has put off (`Later`): the transcript ends with them unanswered, and whoever goes
+            on from it, by `run_tools` or `tool_loop`, is asked about them again.
         iterations: Replies of the model.
         tool_calls: Calls of tools that were answered by a tool, by the hook, or because they could not run.
         usage: Tokens of all replies together.
@@ -37,6 +40,7 @@ class ToolRun:
 
     message: AnyMessage = field(repr=False)
     transcript: list[MessageParam] = field(repr=False)
+    pending: tuple[ToolCall, ...] = field(default=(), repr=False)
     iterations: int
     tool_calls: int
     usage: Usage = field(repr=False)

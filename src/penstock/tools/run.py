@@ -94,6 +94,11 @@ class Drive:
         """All messages so far, with an answer to every call."""
         return self._state.transcript.valid
 
+    @property
+    def resumable(self) -> list[MessageParam]:
+        """The same, calls that have not begun left unanswered."""
+        return self._state.transcript.resumable
+
     async def run(self, emit: Emit, *, telling_text: bool) -> ToolRun:
         """Go on until the end.
 
@@ -206,8 +211,8 @@ async def run_tools(
             at its end are run first.
         tools: Functions, what `penstock.tool` makes of them, function tools of the SDK, entries of tools that run on
             the server.
-        approve: Awaited before a call runs; returns whether it may: a bool, `Allow`, `Deny` or `Answer`. The calls of
-            a turn are asked about at the same time.
+        approve: Awaited before a call runs; returns whether it may: a bool, `Allow`, `Deny`, `Answer` or `Later`.
+            The calls of a turn are asked about at the same time.
         **params: The fields of `ToolOptions` (`max_iterations`, `tool_timeout_s`, …), and parameters of
             `messages.create` (`model`, `max_tokens`, `system`, …), or of `beta.messages.create`. As a verb of a client,
             `model`, `max_tokens` and `max_iterations` are its settings by default.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, cast
 
+from anthropic.types import Message
 from pydantic import Field
 
 from penstock._core.options import Options
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from penstock.tools.events import ToolCall
     from penstock.tools.registry import Tools
 
-__all__ = ["Ask", "End", "LoopState", "OnUnknownTool", "RunCalls", "Step", "Stop", "ToolOptions"]
+__all__ = ["Ask", "End", "LoopState", "OnUnknownTool", "RunCalls", "Step", "Stop", "ToolOptions", "message_of"]
 
 OnUnknownTool = Literal["answer", "raise"]
 
@@ -138,6 +139,7 @@ class LoopState:
         self._options = options
         self._began = 0.0
         self._message: AnyMessage | None = None
+        self._last: AnyMessage | None = None
         # A transcript to go on from may end with calls.
         self._runs_calls = True
         self._last_turn: object = None
@@ -155,6 +157,7 @@ class LoopState:
     def received(self, message: AnyMessage) -> None:
         """Note a reply."""
         reason = message.stop_reason
+        self._last = message
         self.iterations += 1
         self.spending.add(message.model, Usage.from_message(message), message)
         if message.container is not None:
@@ -187,6 +190,8 @@ class LoopState:
         if self._message is not None:
             return End(run=self._run(self._message))
         calls = self.transcript.unanswered if self._runs_calls else []
+        if self.transcript.pending and not calls:
+            return End(run=self._run(self._last or message_of(self.transcript.turns[-1])))
         reached = self._reached(now) or self._too_many(calls)
         if reached is None and calls:
             return self._unknown(calls) or RunCalls(calls=calls)
@@ -243,9 +248,18 @@ class LoopState:
     def _run(self, message: AnyMessage) -> ToolRun:
         return ToolRun(
             message=message,
-            transcript=self.transcript.valid,
+            transcript=self.transcript.resumable if self.transcript.pending else self.transcript.valid,
+            pending=self.transcript.pending,
             iterations=self.iterations,
             tool_calls=self.tool_calls,
             usage=self.spending.usage,
             _spending=self.spending,
         )
+
+
+def message_of(turn: Turn) -> AnyMessage:
+    """Return the answer that a transcript ends with, as far as it tells."""
+    usage = {"input_tokens": 0, "output_tokens": 0}
+    fields: dict[str, Any] = {"id": "", "type": "message", "role": "assistant", "model": "", "usage": usage}
+    message = Message.construct(**fields, content=list(turn.content), stop_reason="tool_use", stop_sequence=None)
+    return cast("AnyMessage", message)

@@ -8,6 +8,7 @@ back, to be completed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -21,6 +22,8 @@ from penstock.tools.content import Result, failed
 from penstock.tools.events import ToolCall
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from anthropic.types import MessageParam
 
     from penstock.messages.blocks import Block
@@ -65,6 +68,8 @@ class Transcript:
         self._calls: dict[str, Block] = {}
         self._begun: set[str] = set()
         self._results: dict[str, Result] = {}
+        self._asked: set[str] = set()
+        self._put_off: set[str] = set()
         self._reopen()
 
     def __repr__(self) -> str:
@@ -82,9 +87,31 @@ class Transcript:
         return Messages([*self.to_send, *answers], self.container)
 
     @property
+    def resumable(self) -> Messages:
+        """The messages, calls that have not begun left unanswered: whoever goes on from them runs those."""
+        return Messages([turn.param() for turn in self.resumable_turns], self.container)
+
+    @property
+    def resumable_turns(self) -> list[Turn]:
+        """The same as turns."""
+        told = [identity for identity in self._calls if identity in self._results or identity in self._begun]
+        return [*self.turns, *([self._answers(told)] if told else [])]
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is being asked about a call, or has put one off."""
+        return bool(self._asked or self._put_off)
+
+    @property
+    def pending(self) -> tuple[ToolCall, ...]:
+        """Calls of the last turn that were put off, in order."""
+        return tuple(_call_of(block) for identity, block in self._calls.items() if identity in self._put_off)
+
+    @property
     def unanswered(self) -> list[ToolCall]:
-        """Calls of the last turn that have no result, in order."""
-        return [_call_of(block) for identity, block in self._calls.items() if identity not in self._results]
+        """Calls of the last turn that have no result and were not put off, in order."""
+        left = self._calls.keys() - self._results.keys() - self._put_off
+        return [_call_of(block) for identity, block in self._calls.items() if identity in left]
 
     @property
     def turn(self) -> list[tuple[object, object, Result | None]]:
@@ -99,6 +126,19 @@ class Transcript:
             self.turns.append(Turn(role="assistant", content=blocks))
             # After a paused turn, which this one is the rest of, its calls are still there.
             self._calls |= {block["id"]: block for block in blocks if block["type"] == "tool_use"}
+
+    @contextlib.contextmanager
+    def asking(self, call: ToolCall) -> Generator[None]:
+        """Note that somebody is being asked about a call, for a block."""
+        self._asked.add(call.id)
+        try:
+            yield
+        finally:
+            self._asked.discard(call.id)
+
+    def put_off(self, call: ToolCall) -> None:
+        """Note that a call is decided about later."""
+        self._put_off.add(call.id)
 
     def begin(self, call: ToolCall) -> None:
         """Note that a call is being run."""
@@ -122,8 +162,9 @@ class Transcript:
         while calls and self.turns[-1].role == "user":
             self.turns.pop()
 
-    def _answers(self) -> Turn:
-        blocks = tuple(_result_block(block, self._result_of(identity)) for identity, block in self._calls.items())
+    def _answers(self, told: Iterable[str] | None = None) -> Turn:
+        identities = self._calls if told is None else told
+        blocks = tuple(_result_block(self._calls[identity], self._result_of(identity)) for identity in identities)
         return Turn(role="user", content=blocks)
 
     def _result_of(self, identity: str) -> Result:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
-from penstock._core.body.scanner import Scanner
+from penstock._core.body.scanner import Scanner, written_in
 from penstock._core.body.sse import field_of
 
 if TYPE_CHECKING:
@@ -89,4 +89,6 @@ class AWSScanner(Scanner):
             self.unheard = True
             return
         event = from_json(base64.b64decode(from_json(payload)["bytes"]))
-        self.take(str(field_of(event, "type")), event)
+        name = str(field_of(event, "type"))
+        self._written += written_in(name, event)
+        self.take(name, event)

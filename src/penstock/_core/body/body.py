@@ -112,6 +112,11 @@ class Body(httpx2.AsyncByteStream):
         elapsed: dt.timedelta | None = getattr(self._flow.inner, "elapsed", None)
         return elapsed
 
+    @property
+    def scanner(self) -> Scanner | None:
+        """What watches it, if anything can."""
+        return self._flow.scanner
+
     async def begin(self, http: httpx2.Response, *, hold_s: float = math.inf) -> Beginning:
         """Read an event stream up to its first content, and put back what was read.
 
@@ -330,8 +335,7 @@ class _Flow:
         attempt, scanner = self.attempt, self.scanner
         try:
             if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
-                self._turn_chunks = self._turn_bytes = 0
-                await checkpoint()
+                await self._give_turn()
             chunk = await anext(self._chunks if self._inflated is None else self._inflated)
             size = len(chunk)
             self._turn_chunks += 1
@@ -365,13 +369,18 @@ class _Flow:
         self.end()
         return chunk[: len(chunk) - scanner.trailing]
 
+    async def _give_turn(self) -> None:
+        self._turn_chunks = self._turn_bytes = 0
+        if self.scanner is not None:
+            self.scanner.settle()
+        await checkpoint()
+
     async def pass_on(self, size: int) -> None:
         """Give the event loop its turns while what was read ahead is handed on."""
         self._turn_chunks += 1
         self._turn_bytes += size
         if self._turn_chunks >= _CHUNKS_A_TURN or self._turn_bytes >= _BYTES_A_TURN:
-            self._turn_chunks = self._turn_bytes = 0
-            await checkpoint()
+            await self._give_turn()
 
     async def _see_in_turns(self, scanner: Scanner, chunk: bytes) -> None:
         """Look at a large chunk without holding the event loop."""

@@ -12,6 +12,10 @@ It has *failed* with an `error`, or as a document that is none.
 Up to its beginning every event of a stream is decoded. From then on nearly all are plain deltas, and a chunk costs two
 searches: every event that matters has one of two words in it, however it is spelled, because JSON strings can't be
 broken. The words may stand in a text as well: then the events from there on are looked at, and their names tell.
+
+How much was written is asked only of an answer that did not come to its end. So what goes by is kept for a while, not
+looked at; now and then it is replaced by its length times what a few of its bytes are for: drawn evenly by bytes, long
+events as often as they weigh, so that the estimate leans to neither side.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from penstock.errors import InvalidStream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["NOT_A_MESSAGE", "NOT_A_STREAM", "Scanner", "brings_content", "is_message"]
+__all__ = ["NOT_A_MESSAGE", "NOT_A_STREAM", "Scanner", "brings_content", "is_message", "written_in"]
 
 NOT_A_MESSAGE: Final = Failure(kind=FailureKind.INVALID, error_type="NotAMessage")
 """The failure of an answer that is a document, but neither a message nor an error."""
@@ -46,6 +50,9 @@ _AT_ONCE: Final = 1024
 _MESSAGE: Final = b"message_"
 _ERROR: Final = b"error"
 _DOCUMENTS: Final = (b"{", b"[", b"<")
+_TURNS_KEPT: Final = 8
+_LEAST_BYTES: Final = 32 * 1024
+_LOOKED_AT: Final = 24
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = _BOM + b" \t\r\n"
 # What comes in deltas: the field that holds it. Anything else comes whole, and so is content as soon as it comes.
@@ -78,6 +85,23 @@ def _is_content(part: object, field_of_kind: Mapping[str, str], empty: frozenset
         return False
     name = field_of_kind.get(kind)
     return name is None or bool(field_of(part, name))
+
+
+def written_in(name: str, data: object) -> int:
+    """Return how many characters of text, thinking or tool input an event brings.
+
+    Example:
+        >>> written_in("content_block_delta", {"delta": {"type": "text_delta", "text": "Hello"}})
+        5
+    """
+    if name == "content_block_delta":
+        part, field_of_kind = field_of(data, "delta"), _FIELD_OF_DELTA
+    elif name == "content_block_start":
+        part, field_of_kind = field_of(data, "content_block"), _FIELD_OF_BLOCK
+    else:
+        return 0
+    text = field_of(part, field_of_kind.get(str(field_of(part, "type")), ""))
+    return len(text) if isinstance(text, str) else 0
 
 
 def is_message(value: object) -> bool:
@@ -134,9 +158,12 @@ class Scanner:
         "_bytes",
         "_hour",
         "_parts",
+        "_passed",
         "_splitter",
         "_started",
         "_stream",
+        "_turns",
+        "_written",
         "begun",
         "complete",
         "document",
@@ -166,6 +193,9 @@ class Scanner:
         self._bytes = 0
         self._splitter = Splitter()
         self._parts: list[bytes] | None = None if stream else []
+        self._passed: list[bytes] = []
+        self._turns = 0
+        self._written = 0.0
 
     @property
     def is_document(self) -> bool:
@@ -179,14 +209,36 @@ class Scanner:
         elif self._parts is not None:
             self._parts.append(chunk)
         elif self.begun:
-            splitter = self._splitter
-            if splitter.clean and chunk.endswith(b"\n\n") and chunk.find(_MESSAGE) < 0 and chunk.find(_ERROR) < 0:
-                # The hot path: whole events, and none that matters. `pass_over` says the same of parts.
-                splitter.position += len(chunk)
-            elif rest := splitter.pass_over(chunk, (_MESSAGE, _ERROR)):
-                self._feed(rest)
+            self._passed.append(chunk)
+            # The hot path: whole events, and none that matters. `pass_over` says the same of parts.
+            plain = self._splitter.clean and chunk.endswith(b"\n\n") and chunk.find(_MESSAGE) < 0
+            if not plain or chunk.find(_ERROR) >= 0:
+                self._see_more(chunk)
         else:
             self._see_beginning(chunk)
+
+    @property
+    def written(self) -> float:
+        """Characters of text, thinking and tool input that came; 0 where the last count of tokens has come.
+
+        Nearly exact up to a hundred kilobytes of a stream, an estimate beyond.
+        """
+        return 0.0 if self.stop_reason is not None else self._written + _written_in_bytes(b"".join(self._passed))
+
+    def settle(self) -> None:
+        """Keep little of what has gone by; called after some chunks, or some kilobytes."""
+        self._turns += 1
+        if self._turns % _TURNS_KEPT == 0:
+            passed = b"".join(self._passed)
+            self._passed.clear()
+            if len(passed) < _LEAST_BYTES:
+                self._passed.append(passed)
+            else:
+                self._written += _about_written(passed)
+
+    def forget(self) -> None:
+        """Keep nothing of what has gone by: how much was written is not asked any more."""
+        self._passed.clear()
 
     def finish(self) -> None:
         """Take note that the body has come to its own end."""
@@ -213,9 +265,10 @@ class Scanner:
             self._bytes = len(text)
         else:
             self._bytes += len(chunk)
+        self._passed.append(chunk)
         for start in range(0, len(chunk), _AT_ONCE):
             if self.begun:
-                self.see(chunk[start:])
+                self._see_more(chunk[start:])
                 return
             end = start + _AT_ONCE
             self._feed(chunk[start:end])
@@ -224,6 +277,10 @@ class Scanner:
             if self.over:
                 self.trailing += max(len(chunk) - end, 0)
                 return
+
+    def _see_more(self, chunk: bytes) -> None:
+        if rest := self._splitter.pass_over(chunk, (_MESSAGE, _ERROR)):
+            self._feed(rest)
 
     def _feed(self, chunk: bytes) -> None:
         splitter = self._splitter
@@ -306,3 +363,37 @@ class Scanner:
             self.failure = failure_of_error_event(self.document)
         else:
             self.failure = NOT_A_MESSAGE
+
+
+# How much was written
+
+
+def _written_in_bytes(stream: bytes) -> int:
+    """Return how many characters came in events; those that are cut off or can't be decoded bring none."""
+    splitter, written = Splitter(), 0
+    with contextlib.suppress(InvalidStream):
+        for raw in splitter.feed(stream):
+            written += _written_in_event(raw)
+    return written
+
+
+def _written_in_event(raw: bytes) -> int:
+    try:
+        return written_in(name_of(raw), data_of(raw))
+    except InvalidStream:
+        return 0
+
+
+def _about_written(stream: bytes) -> float:
+    """Return about how many characters came: the length, times the mean share of text in events drawn by bytes."""
+    if stream.find(b"\n\n") < 0:
+        # Other line ends.
+        return _written_in_bytes(stream)
+    share = 0.0
+    for number in range(_LOOKED_AT):
+        start = stream.rfind(b"\n\n", 0, len(stream) * (2 * number + 1) // (2 * _LOOKED_AT)) + 2
+        end = stream.find(b"\n\n", start)
+        # What is cut off at either end counts as nothing: it is little, or so long that it is no text.
+        if start >= len(b"\n\n") and end >= 0:
+            share += _written_in_event(stream[start:end]) / (end + 2 - start)
+    return len(stream) * share / _LOOKED_AT
