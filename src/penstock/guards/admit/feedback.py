@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock._core.failure import Cause, FailureKind
+from penstock._core.failure import FailureKind
 from penstock.events import KeyChanged, LimitsLearned, QuotaCooled
 from penstock.guards.admit.limits import Cost
 
