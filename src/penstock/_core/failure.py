@@ -515,7 +515,9 @@ def errors_below(error: BaseException) -> Iterator[BaseException]:
 def _below(error: BaseException) -> Iterator[BaseException]:
     yield error
     # Where httpcore translates an error, it keeps it as an argument only.
-    held = (*error.args, *error.exceptions) if isinstance(error, BaseExceptionGroup) else error.args
+    held: tuple[object, ...] = error.args
+    if isinstance(error, BaseExceptionGroup):
+        held = cast("BaseExceptionGroup[BaseException]", error).exceptions
     for below in (error.__cause__, *held):
         if isinstance(below, BaseException):
             yield from _below(below)
