@@ -408,7 +408,7 @@ class AccountRefused(PenstockError):
     def __init__(self, *, items: int, reason: str) -> None:
         super().__init__(
             f"the last {items} items were refused because of the key or its organization, not because of what they "
-            f"ask: {reason}. Nothing more was started; once that is mended, run it again."
+            f"ask: {reason.rstrip('.')}. Nothing more was started; once that is mended, run it again."
         )
         self.items = items
         self.reason = reason

@@ -156,7 +156,7 @@ async def test_who_watches_is_told_once_why() -> None:
             await claude.messages.create(**ASK)
     changed = [event for event in told if type(event).__name__ == "KeyChanged"]
     assert [(each.key, each.state, each.reason) for each in changed] == [  # type: ignore[attr-defined]
-        (key_name(BROKE), "quarantined", "account refused, 400")
+        (key_name(BROKE), "quarantined", "credit balance is too low, 400")
     ]
 
 

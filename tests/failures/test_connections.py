@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from penstock.client import ClientStatistics
     from penstock.events import Event
-    from penstock.testing import VirtualTime
+    from penstock.testing.plugin import VirtualTime
 
 pytestmark = pytest.mark.anyio
 

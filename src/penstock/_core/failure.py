@@ -141,7 +141,7 @@ _WORDS: Final = (
     # "Extra usage is required for long context requests.": of this request, so that waiting doesn't help.
     (429, "required for long context", Cause.PERMANENT),
     (400, "credit balance is too low", Cause.ACCOUNT),
-    (400, "reached your specified", Cause.ACCOUNT),  # "… API usage limits", "… workspace API usage limits"
+    (400, "API usage limits", Cause.ACCOUNT),
     (400, "organization has been disabled", Cause.ACCOUNT),
     (403, "organization has been disabled", Cause.ACCOUNT),
     # Source: https://platform.claude.com/docs/en/build-with-claude/fallback-credit
@@ -213,6 +213,7 @@ class Failure:
         error_type: The API's `error.type`, else the name of the exception's class.
         error_code: The API's `error.details.error_code`.
         cause: What the cause that the API names says beyond the status; `None` if nothing.
+        words: Those of the API's message that name the cause, where no code does.
         retry_after_s: Seconds that the server asks to wait.
         should_retry: The server's own word (`x-should-retry`).
         sent: False if the request certainly never left this machine.
@@ -226,6 +227,7 @@ class Failure:
     error_type: str | None = None
     error_code: str | None = None
     cause: Cause | None = None
+    words: str | None = None
     retry_after_s: float | None = None
     should_retry: bool | None = None
     sent: bool = True
@@ -360,19 +362,18 @@ def _text(value: object, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _cause_of(status: int, error_type: str | None, error_code: str | None, message: str | None) -> Cause | None:
+def _cause_of(
+    status: int, error_type: str | None, error_code: str | None, message: str | None
+) -> tuple[Cause | None, str | None]:
+    """Return the cause that the API names, and the words by which it does, where those are all there is."""
     named = _CAUSES.get(error_code or "") or _CAUSES.get(error_type or "")
     if named is not None or message is None:
-        return named
+        return named, None
     own = _QUOTED.split(message, 1)[0]
-    return next(
-        (
-            cause
-            for of, words, cause in _WORDS
-            if of == status and words in (own if cause in _ACCOUNT_CAUSES else message)
-        ),
-        None,
-    )
+    for of, words, cause in _WORDS:
+        if of == status and words in (own if cause in _ACCOUNT_CAUSES else message):
+            return cause, words
+    return None, None
 
 
 def _failure(status: int | None, error: object, headers: Mapping[str, str]) -> Failure:
@@ -380,13 +381,14 @@ def _failure(status: int | None, error: object, headers: Mapping[str, str]) -> F
     error_type = _text(error, "type")
     error_code = _text(_field(error, "details"), "error_code")
     status = _STATUS_OF_TYPE.get(error_type or "", 500) if status is None else status
-    cause = _cause_of(status, error_type, error_code, _text(error, "message"))
+    cause, words = _cause_of(status, error_type, error_code, _text(error, "message"))
     return Failure(
         kind=_kind_of_status(status, cause),
         status=status,
         error_type=error_type,
         error_code=error_code,
         cause=cause,
+        words=words,
         retry_after_s=retry_after_s(headers),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
     )
@@ -513,7 +515,9 @@ def errors_below(error: BaseException) -> Iterator[BaseException]:
 def _below(error: BaseException) -> Iterator[BaseException]:
     yield error
     # Where httpcore translates an error, it keeps it as an argument only.
-    held = (*error.args, *error.exceptions) if isinstance(error, BaseExceptionGroup) else error.args
+    held: tuple[object, ...] = error.args
+    if isinstance(error, BaseExceptionGroup):
+        held = cast("BaseExceptionGroup[BaseException]", error).exceptions
     for below in (error.__cause__, *held):
         if isinstance(below, BaseException):
             yield from _below(below)

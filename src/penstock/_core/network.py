@@ -63,7 +63,7 @@ def _reason_of(error: BaseException) -> str | None:
         return f"it answered {status}" if status.isdecimal() else None
     if isinstance(error, ssl.SSLError):
         # Its numbers are no system's.
-        return f"TLS was refused ({(error.reason or 'no reason').replace('_', ' ').lower()})"
+        return f"TLS was refused ({(getattr(error, 'reason', None) or 'no reason').replace('_', ' ').lower()})"
     if not isinstance(error, OSError) or error.errno is None:
         return None
     # Names that aren't found have numbers of their own, and words that name nothing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anthropic
 import anyio
 import anyio.lowlevel
 
@@ -63,20 +64,35 @@ class Submitter:
         """
         desk = self._desk
         async with self._turn:
-            if desk.stage != "batches":
-                return None
-            pin = Pin()
-            mark = await self._patiently(lambda: desk.remote.newest(pin))
-            requests = await self._read_back(places)
-            wires = [request["custom_id"] for request in requests]
-            batch = desk.ledger.plan(wires, array("Q", places), attempt=attempt, mark=mark, pin=pin)
-            for wire, place in zip(wires, places, strict=True):
-                desk.assign(wire, place, batch.number)
-            batch.submitted_at = anyio.current_time()
-            if await self._make(requests, batch):
-                return batch
-            desk.ledger.over(batch)
+            refused: dict[str | None, Exception] = {}
+            while desk.stage == "batches":
+                batch, requests = await self._plan(places, attempt)
+                if batch.pin.key in refused:
+                    desk.ledger.over(batch)
+                    raise refused[batch.pin.key]
+                try:
+                    if await self._make(requests, batch):
+                        return batch
+                except anthropic.APIStatusError as error:
+                    # For its key's sake, and nothing was made: another's organization may.
+                    if not failure_of(error).of_account:
+                        raise
+                    refused[batch.pin.key] = error
+                else:
+                    desk.ledger.over(batch)
             return None
+
+    async def _plan(self, places: Sequence[int], attempt: int) -> tuple[Batch, list[dict[str, Any]]]:
+        """Note a batch that is going to be made, with the key that shows what the newest one is."""
+        desk, pin = self._desk, Pin()
+        mark = await self._patiently(lambda: desk.remote.newest(pin))
+        requests = await self._read_back(places)
+        wires = [request["custom_id"] for request in requests]
+        batch = desk.ledger.plan(wires, array("Q", places), attempt=attempt, mark=mark, pin=pin)
+        for wire, place in zip(wires, places, strict=True):
+            desk.assign(wire, place, batch.number)
+        batch.submitted_at = anyio.current_time()
+        return batch, requests
 
     async def _read_back(self, places: Sequence[int]) -> list[dict[str, Any]]:
         requests: list[dict[str, Any]] = []

@@ -151,4 +151,6 @@ def _reason(failure: Failure) -> str:
     """Return why a key or its organization was refused, in words of ours."""
     if failure.kind is FailureKind.AUTHENTICATION:
         return "authentication failed"
-    return "spend limit reached" if failure.kind is FailureKind.SPEND_CAP else f"account refused, {failure.status}"
+    if failure.kind is FailureKind.SPEND_CAP:
+        return "spend limit reached"
+    return f"{failure.words or 'account refused'}, {failure.status}"
