@@ -29,7 +29,7 @@ from penstock.messages.blocks import Turn
 from penstock.messages.history import check_pairs, open_calls, user_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from anthropic import AsyncAnthropic
 
@@ -226,7 +226,7 @@ class Session:
         """The history; while calls wait for approval, with the question and the calls."""
         return (self._shown and self._shown()) or self.turns
 
-    def _show(self, shown: Show | None) -> None:
+    def _show(self, shown: Show) -> None:
         self._shown = shown
 
     def __repr__(self) -> str:
@@ -261,8 +261,25 @@ class Session:
         if self.functions is None:
             draft = await ask(turns)
         else:
-            draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
+            draft = await self._run_functions(self.functions, turns, ask, question)
         return self.commit(draft, estimate, question)
+
+    async def _run_functions(
+        self,
+        functions: Functions,
+        turns: tuple[Turn, ...],
+        ask: Callable[[tuple[Turn, ...]], Awaitable[Draft]],
+        question: Question,
+    ) -> Draft:
+        before = self.turns
+        try:
+            return await functions.run(turns, ask, self.turn_lock, self._show)
+        except BaseException:
+            if question.keep_partial and self._shown is not None and self.turns is before:
+                self.turns = self._shown(stopped=True) or before
+            raise
+        finally:
+            self._shown = None
 
     async def _ask(
         self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
