@@ -29,7 +29,7 @@ from penstock.messages.blocks import Turn
 from penstock.messages.history import check_pairs, open_calls, user_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
 
@@ -258,28 +258,20 @@ class Session:
         estimate = self.estimate.copy()
         ask = partial(self._ask, question=question, on_truncation=on_truncation, estimate=estimate)
         turns = question.added_to(self.turns, runs_calls=self.functions is not None)
-        if self.functions is None:
-            draft = await ask(turns)
-        else:
-            draft = await self._run_functions(self.functions, turns, ask, question)
-        return self.commit(draft, estimate, question)
-
-    async def _run_functions(
-        self,
-        functions: Functions,
-        turns: tuple[Turn, ...],
-        ask: Callable[[tuple[Turn, ...]], Awaitable[Draft]],
-        question: Question,
-    ) -> Draft:
         before = self.turns
         try:
-            return await functions.run(turns, ask, self.turn_lock, self._show)
+            if self.functions is None:
+                draft = await ask(turns)
+            else:
+                draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
         except BaseException:
             if question.keep_partial and self._shown is not None and self.turns is before:
-                self.turns = self._shown(stopped=True) or before
+                # Nothing was written since tools have run.
+                self.turns, self.estimate = self._shown(stopped=True) or before, estimate
             raise
         finally:
             self._shown = None
+        return self.commit(draft, estimate, question)
 
     async def _ask(
         self, turns: tuple[Turn, ...], *, question: Question, on_truncation: OnTruncation, estimate: TokenEstimate
