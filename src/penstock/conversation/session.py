@@ -224,7 +224,8 @@ class Session:
     @property
     def turns_to_save(self) -> tuple[Turn, ...]:
         """The history; while calls wait for approval, with the question and the calls."""
-        return (self._shown and self._shown()) or self.turns
+        waiting = None if self._shown is None else self._shown()
+        return self.turns if waiting is None else waiting
 
     def _show(self, shown: Show) -> None:
         self._shown = shown
