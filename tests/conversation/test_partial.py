@@ -13,7 +13,7 @@ import anyio
 import httpx2
 import pytest
 
-from penstock import Conversation, StreamInterrupted, deadline
+from penstock import Conversation, StreamInterrupted, ToolLoopLimit, deadline
 from penstock.testing import ScriptedTransport
 
 if TYPE_CHECKING:
@@ -223,3 +223,33 @@ async def test_the_results_of_tools_before_a_stop_are_kept(virtual_time: Virtual
     kinds = [[block["type"] for block in message["content"]] for message in chat.messages]  # type: ignore[index]
     assert kinds == [["text"], ["tool_use"], ["tool_result"], ["text"]]
     assert "sunny in Rome" in str(chat.messages[2])
+
+
+@pytest.mark.parametrize("when", ["a tool runs", "the model is asked", "a bound is reached"])
+async def test_what_tools_have_done_is_kept_where_nothing_was_written(virtual_time: VirtualTime, when: str) -> None:
+    """Nobody runs them again; a call that the stop cut off says that it isn't known what it did."""
+
+    async def get_weather(city: str) -> str:
+        """Get the weather."""
+        await anyio.sleep(5)
+        return f"sunny in {city}"
+
+    called = sse((CALL, [WHOLE_CALL]), stopped=False).replace(b'"end_turn"', b'"tool_use"')
+    transport = answered(called, sse(), sse(says("Fine."), stopped=False))
+    bound = 1 if when == "a bound is reached" else 5
+    chat = Conversation(transport.client(), model=MODEL, tools=[get_weather], max_iterations=bound)
+    if when == "a bound is reached":
+        with pytest.raises(ToolLoopLimit):
+            await chat.send("Weather in Rome?", keep_partial=True)
+        transport.answers.pop(0)
+    else:
+        with anyio.move_on_after(2 if when == "a tool runs" else 8):
+            await chat.send("Weather in Rome?", keep_partial=True)
+        if when == "a tool runs":
+            transport.answers.pop(0)
+    said = {"a tool runs": "is not known", "the model is asked": "sunny in Rome", "a bound is reached": "Not run"}[when]
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "user"]
+    assert said in str(chat.messages[2])
+    assert chat.pending_tool_calls == ()
+    assert Conversation.from_json(chat.to_json(), transport.client(), tools=[get_weather]).messages == chat.messages
+    assert (await chat.send("And now?")).text == "Fine."

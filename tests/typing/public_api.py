@@ -347,6 +347,10 @@ async def conversing(claude: Client) -> None:
     assert_type(chat.messages, list[anthropic.types.MessageParam])
     assert_type(chat.fork(), Conversation)
     assert_type(Conversation.from_json(chat.to_json(), claude, tools=[get_weather]), Conversation)
+    Conversation.from_json(
+        chat.to_json(), claude, tools=[get_weather], migrate={"tools"}, token_budget=None, max_iterations=9
+    )
+    Conversation.from_json(chat.to_json(), claude, migrate={"tool"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(chat.statistics().context_tokens, int)
     Conversation(AsyncAnthropic(), model="m", messages=chat.messages, tools=[{"name": "f", "input_schema": {}}])
     Conversation(AsyncAnthropic(), model="m", overflow="forget")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

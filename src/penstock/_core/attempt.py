@@ -308,8 +308,9 @@ class Attempt:
         """Take over what was learned of the body."""
         self.usage = scanner.usage
         self.stop_reason = scanner.stop_reason
-        self._written = 0.0 if scanner.complete else scanner.written
-        scanner.forget()
+        if not scanner.complete:
+            self._written = scanner.written
+            scanner.forget()
         if scanner.failure is not None:
             self.failure = scanner.failure
 

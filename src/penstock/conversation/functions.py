@@ -6,9 +6,9 @@ enters the history before the model's last answer is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import anyio
 
@@ -21,7 +21,7 @@ from penstock.tools.registry import Tools
 from penstock.tools.state import Ask, End, LoopState, RunCalls, Stop, ToolOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from penstock.conversation.turn_lock import TurnLock
     from penstock.messages.blocks import Block
@@ -31,8 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_LOOP", "Functions", "Show", "offered"]
 
-# Tells the history with the calls that wait for approval; `None` where none does.
-Show: TypeAlias = Callable[[], tuple[Turn, ...] | None]
+
+class Show(Protocol):
+    """Tells the history while calls are decided about and run."""
+
+    def __call__(self, *, stopped: bool = False) -> tuple[Turn, ...] | None:
+        """Return it with the calls that wait for approval, `None` if none does; or with all answered, if stopped."""
+        ...
+
 
 # The conversation has budgets of its own.
 _BUDGETS: Final = frozenset({"max_total_tokens", "max_cost_usd"})
@@ -68,7 +74,7 @@ class Functions:
         turns: tuple[Turn, ...],
         ask: Callable[[tuple[Turn, ...]], Awaitable[Draft]],
         turn_lock: TurnLock,
-        show: Callable[[Show | None], None],
+        show: Callable[[Show], None],
     ) -> Draft:
         """Ask, run what is called, and ask again, until nothing is called any more, or a call is put off.
 
@@ -76,7 +82,7 @@ class Functions:
             turns: The history with the question, or with calls that are not all answered yet.
             ask: Sends a history and returns the answer.
             turn_lock: Of the conversation, in which no tool may ask.
-            show: Given what tells the history, for as long as calls are decided about and run.
+            show: Given what tells the history, each time that calls are to be run.
 
         Raises:
             ToolLoopLimit: A bound is reached.
@@ -101,25 +107,23 @@ class Functions:
                 turns, draft = (*(draft.outcome or ()), results), None
         raise state.out_of_time().error
 
-    async def _results(self, draft: Draft, state: LoopState, show: Callable[[Show | None], None]) -> Turn | None:
+    async def _results(self, draft: Draft, state: LoopState, show: Callable[[Show], None]) -> Turn | None:
         """Run the calls of an answer; returns their results, or `None` where some wait."""
         before = draft.outcome or ()
 
-        def told() -> tuple[Turn, ...] | None:
-            if not state.transcript.waits:
-                return None
-            results = state.transcript.resumable_turns[len(state.transcript.turns) :]
-            return (*before, *(replace(turn, pinned=draft.pinned) for turn in results))
+        def told(*, stopped: bool = False) -> tuple[Turn, ...] | None:
+            transcript = state.transcript
+            if stopped:
+                return (*before, replace(transcript.answered, pinned=draft.pinned))
+            results = transcript.resumable_turns[len(transcript.turns) :]
+            return (*before, *(replace(turn, pinned=draft.pinned) for turn in results)) if transcript.waits else None
 
         show(told)
-        try:
+        step = state.next(anyio.current_time())
+        if isinstance(step, RunCalls):
+            calls = Calls(self.tools, self.options, approve=self._approve, emit=_ignore)
+            await calls.run(step.calls, state)
             step = state.next(anyio.current_time())
-            if isinstance(step, RunCalls):
-                calls = Calls(self.tools, self.options, approve=self._approve, emit=_ignore)
-                await calls.run(step.calls, state)
-                step = state.next(anyio.current_time())
-        finally:
-            show(None)
         if isinstance(step, Stop):
             raise step.error
         if isinstance(step, End):

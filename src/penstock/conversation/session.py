@@ -224,9 +224,10 @@ class Session:
     @property
     def turns_to_save(self) -> tuple[Turn, ...]:
         """The history; while calls wait for approval, with the question and the calls."""
-        return (self._shown and self._shown()) or self.turns
+        waiting = None if self._shown is None else self._shown()
+        return self.turns if waiting is None else waiting
 
-    def _show(self, shown: Show | None) -> None:
+    def _show(self, shown: Show) -> None:
         self._shown = shown
 
     def __repr__(self) -> str:
@@ -258,10 +259,19 @@ class Session:
         estimate = self.estimate.copy()
         ask = partial(self._ask, question=question, on_truncation=on_truncation, estimate=estimate)
         turns = question.added_to(self.turns, runs_calls=self.functions is not None)
-        if self.functions is None:
-            draft = await ask(turns)
-        else:
-            draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
+        before = self.turns
+        try:
+            if self.functions is None:
+                draft = await ask(turns)
+            else:
+                draft = await self.functions.run(turns, ask, self.turn_lock, self._show)
+        except BaseException:
+            if question.keep_partial and self._shown is not None and self.turns is before:
+                # Nothing was written since tools have run.
+                self.turns, self.estimate = self._shown(stopped=True) or before, estimate
+            raise
+        finally:
+            self._shown = None
         return self.commit(draft, estimate, question)
 
     async def _ask(

@@ -98,6 +98,11 @@ class Transcript:
         return [*self.turns, *([self._answers(told)] if told else [])]
 
     @property
+    def answered(self) -> Turn:
+        """The answers to the last calls: what each gave, or why it gave nothing."""
+        return self._answers() if self._calls else self.turns[-1]
+
+    @property
     def waits(self) -> bool:
         """Whether somebody is being asked about a call, or has put one off."""
         return bool(self._asked or self._put_off)

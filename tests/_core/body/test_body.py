@@ -1376,3 +1376,9 @@ async def test_cancelled_at_any_await_nothing_stays_open(
             assert source.closed if background else source.closing
 
     assert await cancel_at_every_await(scenario, how=how) > 1
+
+
+async def test_a_body_that_nothing_watches_is_read_in_turns_too(virtual_time: VirtualTime) -> None:
+    """There is nothing to keep short of it."""
+    exchange = await answered(slowly([b" "] * 200), JSON, url="/v1/messages/count_tokens")
+    assert await exchange.response.aread() == b" " * 200

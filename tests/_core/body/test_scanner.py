@@ -589,7 +589,7 @@ def test_ordinary_text_is_not_looked_into() -> None:
     splitter = scanner._splitter
     looked_into = splitter.starts
     scanner.see(text("word ") * 1000)
-    assert splitter.position == len(START + text("Hi") + text("word ") * 1000)
+    assert splitter.pending_bytes == 0
     assert splitter.starts is looked_into
 
 
@@ -612,7 +612,7 @@ def functions(scanner: Scanner, chunk: bytes) -> list[str]:
 def test_a_delta_costs_two_searches() -> None:
     """While text comes delta by delta, nothing else is done for one."""
     scanner = seen(START, text("Hi"))
-    assert sorted(functions(scanner, text("word "))) == ["endswith", "find", "find", "len", "see"]
+    assert sorted(functions(scanner, text("word "))) == ["append", "endswith", "find", "find", "see"]
 
 
 def test_an_answer_in_one_chunk_is_split_only_where_it_begins_and_ends() -> None:

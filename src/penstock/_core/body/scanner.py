@@ -337,6 +337,7 @@ class Scanner:
             self.stop_reason = reason if isinstance(reason, str) else self.stop_reason
         elif name == "message_stop":
             self.complete = self._started
+            self.forget()
             self.failure = None if self._started else _NO_START
         self.over = self.complete or self.failure is not None
 
