@@ -29,6 +29,7 @@ OURS = {
     "CircuitOpen": 503,
     "ClientClosed": 503,
     "ContextOverflow": 413,
+    "ConversationChanged": 409,
     "InvalidHistory": 422,
     "InvalidImage": 422,
     "InvalidOutput": 502,

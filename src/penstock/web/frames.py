@@ -51,6 +51,7 @@ _REFUSED: Final = frozenset(
     {
         "BudgetExceeded",
         "ContextOverflow",
+        "ConversationChanged",
         "InvalidHistory",
         "InvalidImage",
         "KeyNotFound",

@@ -25,6 +25,7 @@ from penstock.errors import (
     CircuitOpen,
     ClientClosed,
     ContextOverflow,
+    ConversationChanged,
     InvalidHistory,
     InvalidImage,
     InvalidOutput,
@@ -54,7 +55,7 @@ _TOO_LARGE: Final = 413
 _UNPROCESSABLE: Final = 422
 
 _OURS: Final[tuple[tuple[int, tuple[type[PenstockError], ...]], ...]] = (
-    (409, (SystemPromptChanged,)),
+    (409, (ConversationChanged, SystemPromptChanged)),
     (_TOO_LARGE, (ContextOverflow, RequestExceedsQuota)),
     (_UNPROCESSABLE, (InvalidHistory, InvalidImage, UnsafeInput)),
     (429, (BudgetExceeded,)),
