@@ -273,11 +273,13 @@ async def test_an_error_that_the_caller_is_handling_is_the_caller_s() -> None:
         mine = "kept"
         raise LookupError(mine[:0])
 
+    found: list[Exception] = []
     async with made("httpx2", "http://127.0.0.1:9") as claude:
         try:
             own()
         except LookupError:
-            error = await raised(claude.sdk)
+            found.append(await raised(claude.sdk))
+    (error,) = found
     (mine,) = (each for each in tree(error) if isinstance(each, LookupError))
     assert mine.__traceback__ is not None
     assert mine.__traceback__.tb_next is not None

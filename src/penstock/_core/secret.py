@@ -216,10 +216,9 @@ def clean_error(error: BaseException) -> None:
         >>> "x-api-key" in error.request.headers
         False
     """
-    here = sys._getframe(1)  # noqa: SLF001 - a documented name
-    callers = set(_frames_from(here.f_back))
+    _, here, *callers = _frames_from(inspect.currentframe())
     for each in list(_tree(error, unless=lambda each: each is not error and _first_frame(each) in callers)):
-        _forget_variables(each, running=callers | {here})
+        _forget_variables(each, running={here, *callers})
     errors = list(_tree(error))
     secrets: set[str] = set()
     for each in errors:
