@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
+import sys
 import traceback
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 KEY: Final = "sk-ant-api03-very-secret-key"
 PROMPT: Final = "the-very-private-prompt"
+# Before Python 3.13, frames of coroutines are left out.
+STAYS: Final = sys.version_info >= (3, 13)
 ONCE: Final = RetryOptions(max_attempts=2, base_s=0.001)
 
 
@@ -177,7 +180,7 @@ async def test_no_request_that_gets_nowhere_is_told_with_key_or_prompt(transport
                 error = await raised(claude.sdk, **more)
             check(error)
             places = {place for place, _ in frames(error)}
-            assert any("aiohttp" in place or "httpcore2" in place for place in places), name
+            assert any("aiohttp" in place or "httpcore2" in place for place in places) or not STAYS, name
             assert any(place.endswith("guards/record.py:handle_async") for place in places), name
         async with made(transport, url) as claude, anyio.create_task_group() as group:
             errors_of_closing: list[Exception] = []
@@ -263,7 +266,7 @@ async def test_errors_in_results_hold_nothing_at_all() -> None:
     for result in results:
         assert result.error is not None
         check(result.error, callers=False)
-        assert any("aiohttp" in place for place, _ in frames(result.error))
+        assert any("aiohttp" in place for place, _ in frames(result.error)) or not STAYS
 
 
 async def test_an_error_that_the_caller_is_handling_is_the_caller_s() -> None:
@@ -273,11 +276,13 @@ async def test_an_error_that_the_caller_is_handling_is_the_caller_s() -> None:
         mine = "kept"
         raise LookupError(mine[:0])
 
+    found: list[Exception] = []
     async with made("httpx2", "http://127.0.0.1:9") as claude:
         try:
             own()
         except LookupError:
-            error = await raised(claude.sdk)
+            found.append(await raised(claude.sdk))
+    (error,) = found
     (mine,) = (each for each in tree(error) if isinstance(each, LookupError))
     assert mine.__traceback__ is not None
     assert mine.__traceback__.tb_next is not None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from penstock.events import Observer
+
 ASK: Any = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -28,7 +30,10 @@ def broken(record: logging.LogRecord) -> Any:
 class BrokenHandler(logging.Handler):
     def __init__(self, raises: Callable[[logging.LogRecord], Any] = broken) -> None:
         super().__init__()
-        self.emit = raises  # type: ignore[method-assign]
+        self._raises = raises
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._raises(record)
 
 
 def raising_filter_of_handler() -> logging.Handler:
@@ -82,7 +87,7 @@ async def test_no_paid_call_fails_for_a_broken_log(
     logger: logging.Logger, transport: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever of the application's logging raises, on whatever logger of the way; the standard error tells of it."""
-    observers = [raising_observer, LogObserver(logger)]
+    observers: list[Observer] = [raising_observer, LogObserver(logger)]
     with serving(simulator := Simulator()) as url:
         async with Client(api_keys=["sk-1"], base_url=url, transport=transport, observers=observers) as claude:
             assert (await claude.messages.create(**ASK)).stop_reason == "end_turn"

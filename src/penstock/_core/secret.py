@@ -15,6 +15,7 @@ import re
 import sys
 import traceback
 from functools import lru_cache
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
@@ -222,10 +223,10 @@ def clean_error(error: BaseException) -> None:
         >>> "x-api-key" in error.request.headers
         False
     """
-    here = sys._getframe(1)  # noqa: SLF001 - a documented name
-    callers = set(_frames_from(here.f_back))
+    # Not this frame itself: one that refers to itself, and to the error, would not be freed with it.
+    here, *callers = islice(_frames_from(inspect.currentframe()), 1, None)
     for each in list(_tree(error, unless=lambda each: each is not error and _first_frame(each) in callers)):
-        _forget_variables(each, running=callers | {here})
+        _forget_variables(each, running={here, *callers})
     errors = list(_tree(error))
     secrets: set[str] = set()
     for each in errors:

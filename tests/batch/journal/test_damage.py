@@ -233,14 +233,15 @@ async def test_what_is_changed_after_it_was_read_is_told(tmp_path: Path, read: s
     """Reading an answer back checks it again."""
     path = tmp_path / "run.jsonl"
     path.write_bytes(b"".join(LINES))
-    reads: dict[str, Callable[[Journal], object]] = {
-        "read": lambda journal: journal.read(entry, index=0),
-        "results": lambda journal: list(journal.results()),
-        "dead_letters": lambda journal: list(journal.dead_letters()),
-    }
     async with Journal(path) as journal:
         entry = journal.find("1", None)
         assert entry is not None
+        first = entry
+        reads: dict[str, Callable[[Journal], object]] = {
+            "read": lambda journal: journal.read(first, index=0),
+            "results": lambda journal: list(journal.results()),
+            "dead_letters": lambda journal: list(journal.dead_letters()),
+        }
         overwritten(path)
         with pytest.raises(JournalError, match="another program has changed it while it was open") as raised:
             reads[read](journal)
