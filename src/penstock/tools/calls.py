@@ -20,7 +20,7 @@ from anyio.lowlevel import RunVar
 from penstock.messages.blocks import NO_JSON, is_wrapped
 from penstock.tools.content import Result, failed, failure_of, result_of
 from penstock.tools.definition import InvalidArguments
-from penstock.tools.events import Allow, Answer, Deny, ToolCall, ToolDenied, ToolFinished, ToolStarted
+from penstock.tools.events import Allow, Answer, ApprovalAsked, Deny, ToolCall, ToolDenied, ToolFinished, ToolStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +112,7 @@ class Calls:
             return refused
         if self._approve is None or tool.needs_approval is False:
             return call.input
+        self._emit(ApprovalAsked(id=call.id, name=call.name, input=copy.deepcopy(call.input)))
         asked = cast("object", self._approve(call))
         if not inspect.isawaitable(asked):
             raise TypeError("approve must be an async function that takes a ToolCall")

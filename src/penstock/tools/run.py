@@ -94,6 +94,11 @@ class Drive:
         """All messages so far, with an answer to every call."""
         return self._state.transcript.valid
 
+    @property
+    def usage(self) -> Usage:
+        """Of all replies so far."""
+        return self._state.spending.usage
+
     async def run(self, emit: Emit, *, telling_text: bool) -> ToolRun:
         """Go on until the end.
 
