@@ -586,6 +586,16 @@ class TestLife:
         with pytest.raises(ClientClosed, match="is closed"):
             await claude.__aenter__()
 
+    async def test_it_can_be_opened_where_there_is_no_block(self, simulator: Simulator) -> None:
+        """As in a notebook, where one cell opens it and another closes it: it is the same as entering."""
+        claude = await governed(simulator).open()
+        assert await claude.map(["Hello"], model="claude-haiku-5-5", max_tokens=10)
+        with pytest.raises(ClientClosed):
+            await claude.open()
+        await claude.close()
+        with pytest.raises(ClientClosed):
+            await claude.open()
+
     async def test_closing_one_that_was_never_entered_ends_it(self, simulator: Simulator) -> None:
         """It needs no event loop work, and the client can't be entered any more."""
         claude = governed(simulator)

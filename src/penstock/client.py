@@ -228,7 +228,16 @@ class Client(Verbs):
         self._lifetime.check_open()
 
     async def __aenter__(self) -> Self:
+        """Open it, as `open` does."""
+        return await self.open()
+
+    async def open(self) -> Self:
         """Find the keys and start; from here on it belongs to this event loop.
+
+        For notebooks and whatever else has no block to put `async with` around: `close` ends it, and is yours to call.
+
+        Returns:
+            The client itself: `claude = await Client().open()`.
 
         Raises:
             KeyNotFound: There is no key anywhere.

@@ -12,7 +12,7 @@ import pytest
 from penstock._core.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 
 class Work:
@@ -36,7 +36,7 @@ class Work:
         return threading.get_ident()
 
 
-async def at_once(number: int, function: Callable[..., Awaitable[object]], *args: object) -> None:
+async def at_once(number: int, function: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
     """Call it so many times at the same time."""
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
@@ -97,7 +97,7 @@ async def test_what_is_given_up_while_it_waits_is_never_begun() -> None:
 class Late(asyncio.SelectorEventLoop):
     """An event loop whose threads begin when the test says."""
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         del executor, args
         self.func = func
         return self.create_future()

@@ -59,7 +59,8 @@ async def test_a_quick_consumer_gets_each_delta(wire: Any, virtual_time: Virtual
         assert (await answer.get_final_message()).stop_reason == "end_turn"
     assert [frame.text for frame in consumer.frames if isinstance(frame, TextFrame)] == ["a", "b", "c"]
     assert consumer.frames[-1] == final
-    assert final == FinalFrame(stop_reason="end_turn", usage=answer.usage, text_length=3)
+    assert final == FinalFrame(stop_reason="end_turn", usage=answer.usage, text_length=3, text="abc")
+    assert "abc" not in repr(final)
     assert "a" not in repr(consumer.frames[0]).removeprefix("TextFrame")
 
 

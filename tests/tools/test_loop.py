@@ -10,6 +10,7 @@ from penstock import Client, ClientClosed, StreamInterrupted, ToolLoop, ToolLoop
 from penstock.simulator import Simulator
 from penstock.testing import Cancelled, cancel_at_every_await
 from penstock.tools import (
+    ApprovalAsked,
     Finished,
     IterationStarted,
     MessageFinished,
@@ -108,8 +109,8 @@ class TestEvents:
             assert [event async for event in events] == []
         kinds = [type(event) for event in told if not isinstance(event, TextDelta)]
         assert kinds == [
-            *[IterationStarted, MessageFinished, ToolStarted, ToolFinished],
-            *[IterationStarted, MessageFinished, ToolDenied],
+            *[IterationStarted, MessageFinished, ApprovalAsked, ToolStarted, ToolFinished],
+            *[IterationStarted, MessageFinished, ApprovalAsked, ToolDenied],
             *[IterationStarted, MessageFinished, Finished],
         ]
         assert isinstance(told[1], TextDelta)

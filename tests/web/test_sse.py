@@ -126,10 +126,10 @@ async def test_comments_keep_a_silent_response_alive(
     assert page.frames[-1]["type"] == "final"
 
 
-def test_a_heartbeat_below_zero_is_refused() -> None:
+async def test_a_heartbeat_below_zero_is_refused(api: Any) -> None:
     """Time goes forward only."""
     with pytest.raises(ValueError, match="interval"):
-        event_stream(None, heartbeat_s=-1)  # type: ignore[arg-type]
+        event_stream(api.ask(api.client()), heartbeat_s=-1)
 
 
 @PACED

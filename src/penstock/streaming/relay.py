@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import anthropic
 import anyio
 
 from penstock.errors import StreamInterrupted
+from penstock.streaming.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from penstock._core.usage import Usage
-    from penstock.streaming.stream import Stream
 
-__all__ = ["ErrorFrame", "FinalFrame", "Frame", "TextFrame", "relay"]
+__all__ = ["ErrorFrame", "EventFrame", "FinalFrame", "Frame", "Relayed", "TextFrame", "relay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,17 @@ class TextFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventFrame:
+    """What happened between texts, in a source that tells of more than text.
+
+    Attributes:
+        event: As the source tells it. Never in `repr`.
+    """
+
+    event: object = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinalFrame:
     """The last frame of a stream that has ended as it should, or was closed by somebody else, as a stop button does.
 
@@ -43,11 +55,13 @@ class FinalFrame:
         stop_reason: As the API gave it; `None` if the stream was closed before its end.
         usage: Tokens that it used; estimated if it was closed.
         text_length: Characters of all text frames together, so that a consumer can tell whether it has got them all.
+        text: That of all text frames together, for whoever keeps it; a consumer has it already. Never in `repr`.
     """
 
     stop_reason: str | None
     usage: Usage
     text_length: int
+    text: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +79,34 @@ class ErrorFrame:
     text_length: int
 
 
-Frame: TypeAlias = TextFrame | FinalFrame | ErrorFrame
+Frame: TypeAlias = TextFrame | EventFrame | FinalFrame | ErrorFrame
+
+
+class Relayed(Protocol):
+    """What can be relayed besides a `Stream`."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Of the answer; `None` before its end."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens used so far."""
+        ...
+
+    @property
+    def parts(self) -> AsyncIterator[str | EventFrame]:
+        """Text, and what happens between, in order."""
+        ...
+
+    async def close(self) -> None:
+        """End it; `parts` ends then."""
+        ...
 
 
 async def relay(
-    stream: Stream,
+    stream: Stream | Relayed,
     send: Callable[[Frame], Awaitable[object]],
     *,
     send_timeout_s: float | None = 30.0,
@@ -78,7 +115,7 @@ async def relay(
     """Forward the text of a stream to a consumer without ever making the stream wait.
 
     Args:
-        stream: An open stream, not yet read, or read in part.
+        stream: An open stream, not yet read, or read in part; or another source of text.
         send: Awaited with each frame, one after the other; when it raises, the stream is closed at once.
         send_timeout_s: Seconds that one `send` may take, above 0; `None` for no bound.
         on_event: Called with each event of the stream (the SDK's own types), for what is not text: tools, thinking,
@@ -122,7 +159,10 @@ async def relay(
             group.cancel_scope.cancel()
         failure = raised or mailbox.error
         if failure is None:
-            final = FinalFrame(stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length)
+            text = "".join(mailbox.sent)
+            final = FinalFrame(
+                stop_reason=stream.stop_reason, usage=stream.usage, text_length=mailbox.length, text=text
+            )
             await _send(send, final, send_timeout_s)
             return final
         if raised is None:
@@ -140,40 +180,51 @@ class _Mailbox:
     """What the reader has read and the consumer has not yet taken.
 
     Attributes:
-        texts: Text not yet sent.
+        parts: Text not yet sent, and what happened between.
+        sent: Text that was.
         length: Characters of all text read.
         over: Whether no more will come.
         error: What the reader failed with.
         news: Set when any of this has changed.
     """
 
-    __slots__ = ("error", "length", "news", "over", "texts")
+    __slots__ = ("error", "length", "news", "over", "parts", "sent")
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.parts: list[str | EventFrame] = []
+        self.sent: list[str] = []
         self.length = 0
         self.over = False
         self.error: Exception | None = None
         self.news = asyncio.Event()
 
-    def put(self, text: str) -> None:
-        self.texts.append(text)
-        self.length += len(text)
+    def put(self, part: str | EventFrame) -> None:
+        self.parts.append(part)
+        self.length += len(part) if isinstance(part, str) else 0
         self.news.set()
 
-    async def take(self) -> str:
-        """Wait for text and take all there is; empty at the end."""
-        while not (self.texts or self.over):
+    async def take(self) -> list[TextFrame | EventFrame]:
+        """Wait for news and take all there is, adjacent text joined; empty at the end."""
+        while not (self.parts or self.over):
             self.news.clear()
             await self.news.wait()
-        text = "".join(self.texts)
-        self.texts.clear()
-        return text
+        parts, self.parts = self.parts, []
+        frames: list[TextFrame | EventFrame] = []
+        for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+            if is_text:
+                self.sent.append("".join(cast("Iterable[str]", group)))
+                frames.append(TextFrame(text=self.sent[-1]))
+            else:
+                frames += cast("Iterable[EventFrame]", group)
+        return frames
 
 
-async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], object] | None) -> None:
+async def _read(stream: Stream | Relayed, mailbox: _Mailbox, on_event: Callable[[Any], object] | None) -> None:
     try:
-        if on_event is None:
+        if not isinstance(stream, Stream):
+            async for part in stream.parts:
+                mailbox.put(part)
+        elif on_event is None:
             async for text in stream.text_stream:
                 if text:
                     mailbox.put(text)
@@ -190,8 +241,9 @@ async def _read(stream: Stream, mailbox: _Mailbox, on_event: Callable[[Any], obj
 
 
 async def _deliver(mailbox: _Mailbox, send: Callable[[Frame], Awaitable[object]], send_timeout_s: float | None) -> None:
-    while text := await mailbox.take():
-        await _send(send, TextFrame(text=text), send_timeout_s)
+    while frames := await mailbox.take():
+        for frame in frames:
+            await _send(send, frame, send_timeout_s)
 
 
 async def _send(send: Callable[[Frame], Awaitable[object]], frame: Frame, send_timeout_s: float | None) -> None:

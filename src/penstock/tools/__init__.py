@@ -13,6 +13,7 @@ from penstock.tools.definition import Tool, tool
 from penstock.tools.events import (
     Allow,
     Answer,
+    ApprovalAsked,
     Approve,
     Decision,
     Deny,
@@ -37,6 +38,7 @@ __all__ = [
     "Allow",
     "Answer",
     "AnyTool",
+    "ApprovalAsked",
     "Approve",
     "Decision",
     "Deny",

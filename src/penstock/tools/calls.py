@@ -20,7 +20,17 @@ from anyio.lowlevel import RunVar
 from penstock.messages.blocks import NO_JSON, is_wrapped
 from penstock.tools.content import Result, failed, failure_of, result_of
 from penstock.tools.definition import InvalidArguments
-from penstock.tools.events import Allow, Answer, Deny, Later, ToolCall, ToolDenied, ToolFinished, ToolStarted
+from penstock.tools.events import (
+    Allow,
+    Answer,
+    ApprovalAsked,
+    Deny,
+    Later,
+    ToolCall,
+    ToolDenied,
+    ToolFinished,
+    ToolStarted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +125,7 @@ class Calls:
             return refused
         if self._approve is None or tool.needs_approval is False:
             return call.input
+        self._emit(ApprovalAsked(id=call.id, name=call.name, input=copy.deepcopy(call.input)))
         asked = cast("object", self._approve(call))
         if not inspect.isawaitable(asked):
             raise TypeError("approve must be an async function that takes a ToolCall")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Allow",
     "Answer",
+    "ApprovalAsked",
     "Approve",
     "Decision",
     "Deny",
@@ -141,6 +142,21 @@ class MessageFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalAsked:
+    """The hook `approve` is asked about a call, which waits for what it says.
+
+    Attributes:
+        id: Of the call.
+        name: Of the tool.
+        input: What it would be run with.
+    """
+
+    id: str
+    name: str
+    input: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolStarted:
     """A tool begins to run.
 
@@ -201,6 +217,6 @@ class Finished:
 
 
 ToolEvent: TypeAlias = (
-    IterationStarted | TextDelta | MessageFinished | ToolStarted | ToolFinished | ToolDenied | Finished
+    IterationStarted | TextDelta | MessageFinished | ApprovalAsked | ToolStarted | ToolFinished | ToolDenied | Finished
 )
 Emit: TypeAlias = Callable[[ToolEvent], object]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types import MessageParam
 
+    from penstock._core.usage import Usage
     from penstock.tools.events import Approve, ToolEvent
     from penstock.tools.outcome import ToolRun
     from penstock.tools.params import LoopParams
@@ -104,6 +105,11 @@ class ToolLoop:
         return self._drive.resumable
 
     @property
+    def usage(self) -> Usage:
+        """What all replies that came whole used so far."""
+        return self._drive.usage
+
+    @property
     def run(self) -> ToolRun:
         """What came of it.
 
@@ -130,14 +136,17 @@ class ToolLoop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Cancel what is still under way; an exception of the block leaves as it is."""
-        if not self._task.begun:
-            return
-        self._scope.cancel()
         try:
-            await self._task.ended()
+            await self.close()
         finally:
             self._events.clear()
             self._error = None
+
+    async def close(self) -> None:
+        """Cancel what is still under way, as a stop button does; what was told before can still be taken."""
+        if self._task.begun:
+            self._scope.cancel()
+            await self._task.ended()
 
     def __aiter__(self) -> Self:
         """Events as they come."""

@@ -99,6 +99,11 @@ class Drive:
         """The same, calls that have not begun left unanswered."""
         return self._state.transcript.resumable
 
+    @property
+    def usage(self) -> Usage:
+        """Of all replies so far."""
+        return self._state.spending.usage
+
     async def run(self, emit: Emit, *, telling_text: bool) -> ToolRun:
         """Go on until the end.
 

@@ -14,19 +14,19 @@ import anthropic
 
 from penstock._core.failure import retry_after_s
 from penstock.errors import StreamInterrupted, UnknownPrice
-from penstock.streaming.relay import ErrorFrame, FinalFrame, Frame, TextFrame
+from penstock.streaming.relay import ErrorFrame, EventFrame, FinalFrame, Frame, TextFrame
+from penstock.tools.events import ApprovalAsked, ToolDenied, ToolFinished, ToolStarted
+from penstock.web.sources import RelayedLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
     from penstock.streaming.stream import Stream
 
-__all__ = ["CloseCode", "Cost", "Opens", "close_code", "cost_of", "encoded", "error_frame", "wait_s"]
+__all__ = ["CloseCode", "Cost", "close_code", "cost_of", "encoded", "error_frame", "wait_s"]
 
 Cost: TypeAlias = "Callable[[Any], Decimal]"
-Opens: TypeAlias = "AbstractAsyncContextManager[Stream]"
 
 
 class CloseCode(enum.IntEnum):
@@ -95,10 +95,12 @@ def wait_s(error: Exception) -> float | None:
     return seconds
 
 
-def cost_of(stream: Stream | None, cost: Cost | None) -> float | None:
-    """Return what a whole message cost, in USD; `None` if it is not whole, or nobody knows its price."""
+def cost_of(stream: Stream | RelayedLoop | None, cost: Cost | None) -> float | None:
+    """Return what a whole message or loop cost, in USD; `None` if it is not whole, or nobody knows its price."""
     if stream is None or cost is None or not stream.complete:
         return None
+    if isinstance(stream, RelayedLoop):
+        return stream.cost_usd
     try:
         return float(cost(stream.current_message_snapshot))
     except UnknownPrice:
@@ -130,13 +132,16 @@ def encoded(
     return text
 
 
-_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_ascii: Final = json.JSONEncoder(separators=(",", ":"))
+# What a hook lets a tool run with may be any value of Python's.
+_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
+_ascii: Final = json.JSONEncoder(separators=(",", ":"), default=str)
 
 
 def _payload(frame: Frame, cost_usd: float | None, wait_s: float | None, *, estimated: bool) -> dict[str, object]:
     if isinstance(frame, TextFrame):
         return {"type": "text", "text": frame.text}
+    if isinstance(frame, EventFrame):
+        return _tool(frame.event)
     if isinstance(frame, ErrorFrame):
         error: dict[str, object] = {"type": frame.type, "message": _sentence(frame)}
         if wait_s is not None:
@@ -149,6 +154,20 @@ def _payload(frame: Frame, cost_usd: float | None, wait_s: float | None, *, esti
         "text_length": frame.text_length,
     }
     return final if cost_usd is None else {**final, "cost_usd": cost_usd}
+
+
+def _tool(event: object) -> dict[str, object]:
+    match event:
+        case ApprovalAsked(id=identity, name=name, input=given):
+            return {"type": "approval", "id": identity, "name": name, "input": given}
+        case ToolStarted(id=identity, name=name, input=given):
+            return {"type": "tool_call", "id": identity, "name": name, "input": given}
+        case ToolFinished(id=identity, name=name, content=content, is_error=is_error):
+            return {"type": "tool_result", "id": identity, "name": name, "content": content, "is_error": is_error}
+        case ToolDenied(id=identity, name=name, reason=reason):
+            return {"type": "tool_result", "id": identity, "name": name, "content": reason, "is_error": True}
+        case _:
+            raise TypeError(f"no frame stands for {type(event).__name__}")
 
 
 def _usage(frame: FinalFrame, *, estimated: bool) -> dict[str, object]:

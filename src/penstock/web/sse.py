@@ -17,6 +17,7 @@ from starlette.responses import Response
 from penstock.errors import ClientClosed
 from penstock.streaming.relay import FinalFrame, Frame, TextFrame, relay
 from penstock.web.frames import cost_of, encoded, error_frame, wait_s
+from penstock.web.sources import opens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from penstock.streaming.stream import Stream
-    from penstock.web.frames import Cost, Opens
+    from penstock.web.frames import Cost
+    from penstock.web.sources import Opens, RelayedLoop, Source
 
 __all__ = ["EventStreamResponse", "event_stream"]
 
@@ -44,7 +46,7 @@ logging.getLogger("sse_starlette.sse").addFilter(_holds_no_content)
 
 
 def event_stream(
-    stream: Opens,
+    stream: Source,
     *,
     heartbeat_s: float = 15.0,
     send_timeout_s: float | None = 30.0,
@@ -56,8 +58,8 @@ def event_stream(
     status 200, and is kept alive by comments while the request waits in line; a request that fails is an `error` frame.
 
     Args:
-        stream: What `claude.stream(…)` returns, not yet entered: the request is sent when the response is, and ends
-            when the browser leaves.
+        stream: What `claude.stream(…)`, `conversation.stream(…)` or `claude.tool_loop(…)` returns, not yet entered:
+            the request is sent when the response is, and ends when the browser leaves.
         heartbeat_s: Seconds between comments, which keep proxies from closing a silent connection; 0 for none.
         send_timeout_s: Seconds that the browser may take for one event, above 0; `None` for no bound.
         cost: As for `forward`.
@@ -67,6 +69,7 @@ def event_stream(
 
     Raises:
         ValueError: A `heartbeat_s` below 0.
+        TypeError: `stream` is something else.
 
     Example:
         >>> from starlette.requests import Request
@@ -74,7 +77,8 @@ def event_stream(
         ...     question = [{"role": "user", "content": request.query_params["question"]}]
         ...     return event_stream(claude.stream(model="claude-sonnet-5-5", max_tokens=500, messages=question))
     """
-    return EventStreamResponse(stream, heartbeat_s=heartbeat_s, send_timeout_s=send_timeout_s, cost=cost)
+    source = opens(stream, "event_stream")
+    return EventStreamResponse(source, heartbeat_s=heartbeat_s, send_timeout_s=send_timeout_s, cost=cost)
 
 
 class EventStreamResponse(EventSourceResponse):
@@ -93,7 +97,7 @@ class EventStreamResponse(EventSourceResponse):
         )
         self._source = stream
         self._cost = cost
-        self._stream: Stream | None = None
+        self._stream: Stream | RelayedLoop | None = None
         self._events = 0
         self._text_length = 0
         self._told = False

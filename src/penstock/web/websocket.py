@@ -17,11 +17,13 @@ from penstock._core.usage import Usage
 from penstock.streaming.relay import ErrorFrame, FinalFrame, Frame, relay
 from penstock.streaming.stream import Stream
 from penstock.web.frames import CloseCode, close_code, cost_of, encoded, error_frame, wait_s
+from penstock.web.sources import opens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from penstock.web.frames import Cost, Opens
+    from penstock.web.frames import Cost
+    from penstock.web.sources import Opens, RelayedLoop, Source
 
 __all__ = ["forward"]
 
@@ -32,7 +34,7 @@ _LONGEST_STOP: Final = 100
 
 
 async def forward(
-    stream: Opens | Stream,
+    stream: Source | Stream,
     websocket: WebSocket,
     *,
     send_timeout_s: float | None = 30.0,
@@ -41,7 +43,8 @@ async def forward(
 ) -> FinalFrame:
     """Forward the text of a stream to a browser, as JSON frames over a WebSocket that was accepted.
 
-    Frames, each a text message: any number of `{"type": "text", "text": …}`, then one of
+    Frames, each a text message: any number of `{"type": "text", "text": …}`, of a tool loop also `approval`,
+    `tool_call` and `tool_result`, then one of
     `{"type": "final", "stop_reason": …, "usage": {…}, "text_length": …}`, with `"cost_usd"` where `cost` is given, and
     `{"type": "error", "error": {"type": …, "message": …}, "text_length": …}`, with `"retry_after_s"` inside `error`
     where that is known. A slow browser gets fewer, larger texts.
@@ -50,8 +53,9 @@ async def forward(
     `stop_reason` null. The socket stays open for the next question; after an error it is closed (`CloseCode`).
 
     Args:
-        stream: What `claude.stream(…)` returns, not yet entered, so that the browser may also leave or stop while the
-            request waits in line; or a `Stream` that the caller opened and closes.
+        stream: What `claude.stream(…)`, `conversation.stream(…)` or `claude.tool_loop(…)` returns, not yet entered, so
+            that the browser may also leave or stop while the request waits in line; or a `Stream` that the caller
+            opened and closes.
         websocket: Accepted, and used by nobody else meanwhile.
         send_timeout_s: Seconds that the browser may take for one frame, above 0; `None` for no bound.
         cost: Gives the price of a message in USD, as `claude.cost` does. Its first call loads the price tables, which
@@ -66,6 +70,7 @@ async def forward(
         StreamInterrupted: The stream broke off; all its text and the error were sent, and the socket was closed.
         anthropic.AnthropicError: The request failed before any text; the error was sent, and the socket was closed.
         TimeoutError: The browser did not take a frame in time; the request has ended, and the socket was closed.
+        TypeError: `stream` is something else; nothing was sent.
 
     Example:
         >>> async def answer(websocket: WebSocket) -> None:
@@ -74,7 +79,8 @@ async def forward(
         ...     stream = claude.stream(model="claude-sonnet-5-5", max_tokens=500, messages=question)
         ...     await forward(stream, websocket, cost=claude.cost)
     """
-    return await _Forwarding(stream, websocket, send_timeout_s, cost, on_message).run()
+    source = stream if isinstance(stream, Stream) else opens(stream, "forward")
+    return await _Forwarding(source, websocket, send_timeout_s, cost, on_message).run()
 
 
 class _Forwarding:
@@ -93,7 +99,7 @@ class _Forwarding:
         self._send_timeout_s = send_timeout_s
         self._cost = cost
         self._on_message = on_message
-        self._stream: Stream | None = None
+        self._stream: Stream | RelayedLoop | None = None
         self._opening = anyio.CancelScope()
         self._listening = anyio.CancelScope()
         self._told: CloseCode | None = None
@@ -139,7 +145,7 @@ class _Forwarding:
                 return _NOTHING
             return await self._relay(self._stream)
 
-    async def _relay(self, stream: Stream) -> FinalFrame:
+    async def _relay(self, stream: Stream | RelayedLoop) -> FinalFrame:
         if self._opening.cancel_called:
             await stream.close()
         return await relay(stream, self._send, send_timeout_s=self._send_timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -68,6 +68,18 @@ def test_a_phrase_is_found_across_steps() -> None:
     assert clean == "x" * 131_000 + "[removed]" + "x" * 300_000
 
 
+def test_a_phrase_behind_a_step_is_found_once() -> None:
+    """It is within reach of the step before, and belongs to the next."""
+    rule = room.pattern_rule("ignore", "ignore all", "strip")
+    assert rule.sub("x" * 131_100 + "ignore all") == ("x" * 131_100 + "[removed]", 1)
+
+
+def test_no_step_is_cut_within_a_pair_of_halves() -> None:
+    """Though nothing but halves is near, and one alone has put the others out of step."""
+    clean, _ = cleaned("\ude00" + "\ud83d\ude00" * 50_000, (room.surrogate_rule("strip"),))
+    assert clean == "😀" * 50_000
+
+
 @pytest.mark.slow
 def test_a_million_characters_of_any_kind_take_less_than_a_second() -> None:
     """And hold the interpreter's lock for a few milliseconds at a time: each step is one call."""
@@ -100,5 +112,6 @@ async def test_a_long_request_leaves_the_event_loop_its_turns(simulator: Simulat
         )
         group.cancel_scope.cancel()
     assert guard.statistics().unclean == 1
-    assert simulator.journal[-1].body["messages"][0]["content"] == "Hello" + "a" * 500_000
+    body: Any = simulator.journal[-1].body
+    assert body["messages"][0]["content"] == "Hello" + "a" * 500_000
     assert max(after - before for before, after in pairwise(turns)) < (turns[-1] - turns[0]) / 3
