@@ -32,6 +32,7 @@ __all__ = [
     "Observers",
     "QuotaCooled",
     "RetryScheduled",
+    "UsageDisbelieved",
 ]
 
 _logger = logging.getLogger("penstock")
@@ -182,6 +183,16 @@ class LimitsLearned(Event):
     requests_per_minute: float | None
     input_tokens_per_minute: float | None
     output_tokens_per_minute: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageDisbelieved(Event):
+    """An answer told more tokens than its request can have taken, or no input at all: its estimate stands instead."""
+
+    call_id: str
+    model: str
+    input_tokens: int
+    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,18 +135,18 @@ async def test_an_hours_rest_is_probed_and_ends_with_a_probe_that_succeeds(virtu
     """After a minute one request goes, alone; refused again, the next goes two minutes later, up to ten."""
     allowance, now = ClassQuota(Limits()), virtual_time.now()
     allowance.cool_down(3600, now=now)
-    intervals = list[int]()
+    intervals, before = list[int](), allowance.take(Cost(), now=now - 1)
+    allowance.settle(Cost(), Cost())
     for _ in range(5):
         wait = allowance.wait_s(Cost(), now=now)
         intervals.append(round(wait))
         now += wait + 1e-6
         assert allowance.wait_s(Cost(), now=now) == 0
-        mark = allowance.take(Cost(), now=now)
+        allowance.take(Cost(), now=now)
         assert allowance.wait_s(Cost(), now=now) > 600, "one at a time"
         allowance.settle(Cost(), Cost(0))
         allowance.cool_down(3600, now=now + 0.001)
     assert intervals == [60, 120, 240, 480, 600]
-    before = mark
     now += allowance.wait_s(Cost(), now=now) + 1e-6
     probe = allowance.take(Cost(), now=now)
     allowance.works(before, now=now)

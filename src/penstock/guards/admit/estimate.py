@@ -1,8 +1,9 @@
 """Guesses what a request will cost before it is sent, and learns from what each one did cost.
 
-The rule here: both guesses are running means by model, recent answers weighing
-more, so that they follow the tokenizer, the task, and how much the prompt cache saves; `max_tokens` only bounds the
-output guess, because the API counts tokens really generated.
+The rule here: all guesses are running means by model, recent answers weighing more, so that they follow the tokenizer,
+the task, and how much the prompt cache saves; `max_tokens` only bounds the output guess, because the API counts tokens
+really generated. What text costs is learned from text alone; what a request can't tell (files, addresses, server tools)
+is learned apart, by kind. What can't be true is learned by nobody.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from penstock._core.size import TokenRate
+from penstock._core.size import CHARACTERS_PER_TOKEN, TokenRate
 from penstock.guards.admit.limits import Cost
 
 if TYPE_CHECKING:
@@ -22,23 +23,43 @@ __all__ = ["Estimator"]
 _OUTPUT_TOKENS = 500.0
 _MEMORY = 0.9
 _MOST_MODELS = 1000
+_MOST_KINDS = 64
+# More than ten of the largest context windows nobody uses in one request; without anything unseen, not many times what
+# it shows, but for what the service adds to it.
+_MOST_INPUT, _MOST_OUTPUT = 10_000_000, 1_000_000
+_MOST_OF_SHOWN, _ADDED = 4, 20_000
 
 
 class _Learned:
-    """Running means of one model: what prompts cost, and how long answers are."""
+    """Running means of one model: what text costs, what each kind of unseen input does, and how long answers are."""
 
-    __slots__ = ("answers", "output_tokens", "rate")
+    __slots__ = ("answers", "output_tokens", "rate", "unseen")
 
     def __init__(self) -> None:
         self.rate = TokenRate()
         self.output_tokens = _OUTPUT_TOKENS
         self.answers = 0
+        self.unseen: dict[str, tuple[float, int]] = {}
 
-    def add(self, characters: float, input_tokens: float, output_tokens: int) -> None:
-        self.rate.learn(characters, input_tokens)
+    def unseen_tokens(self, size: Size) -> float:
+        return sum(self.unseen.get(kind, (0.0, 0))[0] for kind in size.unseen)
+
+    def add(self, size: Size, input_tokens: float, output_tokens: int) -> None:
+        if size.unseen:
+            self._add_unseen(size, input_tokens - self.rate.tokens(size))
+        elif not size.media_tokens:
+            self.rate.learn(size.characters, input_tokens)
         self.answers += 1
         # A plain mean of the first answers, which forgets the guess, then one in which the newest weighs a tenth.
         self.output_tokens += (output_tokens - self.output_tokens) * max(1 / self.answers, 1 - _MEMORY)
+
+    def _add_unseen(self, size: Size, tokens: float) -> None:
+        """Share out among the kinds of a request by how much they were wrong together."""
+        wrong = (tokens - self.unseen_tokens(size)) / len(size.unseen)
+        for kind in set(size.unseen):
+            mean, answers = self.unseen.get(kind, (0.0, 0))
+            if answers or len(self.unseen) < _MOST_KINDS:
+                self.unseen[kind] = (mean + wrong * max(1 / (answers + 2), 1 - _MEMORY), answers + 1)
 
 
 class Estimator:
@@ -64,12 +85,23 @@ class Estimator:
         output = learned.output_tokens
         if isinstance(max_tokens, int) and max_tokens >= 0:
             output = min(output, float(max_tokens))
-        return Cost(1, learned.rate.tokens(size), output)
+        shown = learned.rate.tokens(size)
+        text = shown - size.media_tokens
+        sure = min(text, size.characters / CHARACTERS_PER_TOKEN)
+        if size.unseen:
+            return Cost(1, max(shown + learned.unseen_tokens(size), text), output, sure)
+        return Cost(1, shown, output, sure + size.media_tokens)
+
+    def believes(self, size: Size, usage: Usage) -> bool:
+        """Whether a request of that size can have taken so much."""
+        shown = _MOST_OF_SHOWN * (size.characters + size.media_tokens) + _ADDED
+        most = _MOST_INPUT if size.unseen else min(shown, _MOST_INPUT)
+        told = usage.total_input_tokens > 0 or usage.estimated
+        return told and usage.rate_limited_input_tokens <= most and usage.output_tokens <= _MOST_OUTPUT
 
     def learn(self, model: str, size: Size, usage: Usage) -> None:
         """Learn from what a request took from its limits; input that the cache had doesn't count against them."""
-        text_tokens = max(usage.rate_limited_input_tokens - size.media_tokens, 0.0)
-        self._of(model).add(size.characters, text_tokens, usage.output_tokens)
+        self._of(model).add(size, usage.rate_limited_input_tokens, usage.output_tokens)
 
     def _of(self, model: str) -> _Learned:
         learned = self._models.get(model)

@@ -27,7 +27,7 @@ from penstock._core.options import options_from
 from penstock._core.secret import Secret, bearer
 from penstock._core.size import Size, size_of
 from penstock.errors import AdmissionTimeout
-from penstock.events import Observers
+from penstock.events import Observers, UsageDisbelieved
 from penstock.guards.admit.estimate import Estimator
 from penstock.guards.admit.feedback import Feedback
 from penstock.guards.admit.keys import KeyPool
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from penstock._core.call import Call
     from penstock._core.failure import Failure
+    from penstock._core.usage import Usage
     from penstock.guards.admit.fair_queue import Place
     from penstock.guards.admit.keys import Key
 
@@ -67,14 +68,18 @@ class _Reservation:
 
     def give_back(self, attempt: Attempt) -> None:
         """Settle with what was really used, and let the next in."""
-        grant, usage = self.grant, attempt.usage
-        grant.allowance.settle(grant.cost, self._used(attempt))
-        if attempt.ok and usage is not None and not usage.estimated and attempt.call.kind is RequestKind.MESSAGES:
-            self._admit.estimator.learn(attempt.call.model, self._size, usage)
+        grant, usage, call = self.grant, attempt.usage, attempt.call
+        if usage is not None and call.kind is RequestKind.MESSAGES:
+            if not self._admit.estimator.believes(self._size, usage):
+                self._admit.disbelieve(attempt, usage)
+                usage = None
+            elif attempt.ok and not usage.estimated:
+                self._admit.estimator.learn(call.model, self._size, usage)
+        grant.allowance.settle(grant.cost, self._used(attempt, usage))
         self._admit.ended(grant, attempt.failure)
 
-    def _used(self, attempt: Attempt) -> Cost:
-        cost, usage = self.grant.cost, attempt.usage
+    def _used(self, attempt: Attempt, usage: Usage | None) -> Cost:
+        cost = self.grant.cost
         if not attempt.may_be_billed:
             return _NOTHING
         if usage is None:
@@ -267,6 +272,17 @@ class Admit(Middleware):
             self._feedback.refused(key, attempt, failure, now=anyio.current_time(), pin=pin)
             self.line.wake()
         return response
+
+    def disbelieve(self, attempt: Attempt, usage: Usage) -> None:
+        """Tell of usage that can't be true; what was estimated stays taken."""
+        self._observers.emit(
+            UsageDisbelieved(
+                call_id=attempt.call.id,
+                model=attempt.call.model,
+                input_tokens=usage.total_input_tokens,
+                output_tokens=usage.output_tokens,
+            )
+        )
 
     def ended(self, grant: Grant, failure: Failure | None) -> None:
         """Give a slot back, and let the next in."""

@@ -392,9 +392,10 @@ class ClassQuota:
             bucket.correct(at_least=-math.inf, at_most=most - rounding)
             self._gaps[name].clear()
         else:
-            # Input under way has been taken as estimated here, as it is there: what will be given back must not be
-            # counted twice. A level that is too low costs its difference once; one too high is refused each time.
-            unsure = self._reserved_input if name == "input_tokens" else 0.0
+            # Requests overtake each other: any that is under way may not have been counted. Input under way has been
+            # taken as estimated here, as it is there: what will be given back must not be counted twice. A level that
+            # is too low costs its difference once; one too high is refused each time.
+            unsure = {"requests": self.in_flight - 1.0, "input_tokens": self._reserved_input}.get(name, 0.0)
             least = min(begun, ended - max(since, 0.0)) - unsure - rounding
             self._raise(bucket, least - available)
 
