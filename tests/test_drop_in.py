@@ -154,7 +154,9 @@ class TestFailedStatuses:
         class Answers(anthropic.Middleware):
             async def handle_async(self, request: anthropic.APIRequest, call_next: Any) -> Any:
                 response = await call_next(request)
-                return response if response.http_response.is_success else anthropic.types.Message(**MESSAGE)
+                return (
+                    response if response.http_response.is_success else anthropic.types.Message.model_validate(MESSAGE)
+                )
 
         transport = ScriptedTransport(said(529, OVERLOADED))
         async with governing(transport.client(middleware=[Answers()])) as claude:
