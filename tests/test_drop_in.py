@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from penstock.events import Event
 
 ASK: Any = {"model": "claude-sonnet-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "the prompt"}]}
-QUICK = RetryOptions(base_s=0.001)
+QUICK = RetryOptions(base_s=0.001, cap_s=0.001)
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 
 

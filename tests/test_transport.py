@@ -133,7 +133,7 @@ class TestElsewhere:
     @both
     async def test_no_redirect_leads_elsewhere(self, kind: Kind) -> None:
         """Neither credentials nor prompts go along, whatever the status and the request; it is told, and final."""
-        async with Listener(b"") as other, Listener(b"") as server, client(server.url, kind) as claude:
+        async with Listener(answer()) as other, Listener(b"") as server, client(server.url, kind) as claude:
             places = (other.url, f"http://localhost:{server.port}", f"https://127.0.0.1:{server.port}")
             for status in (301, 302, 303, 307, 308):
                 for place in places:
@@ -153,7 +153,7 @@ class TestElsewhere:
     @both
     async def test_a_stream_is_not_led_elsewhere_either(self, kind: Kind) -> None:
         """Nor does a client whose credentials the user brings send them along."""
-        async with Listener(b"") as other, Listener(b"") as server:
+        async with Listener(answer()) as other, Listener(b"") as server:
             server.answers = [answer(307, headers={"location": f"{other.url}/v1/messages"})]
             sdk = anthropic.AsyncAnthropic(
                 auth_token=KEY, base_url=server.url, default_headers={"X-Api-Key": KEY}, max_retries=0
@@ -221,7 +221,7 @@ class TestElsewhere:
     async def test_results_are_read_at_the_base_url(self, kind: Kind, mounted: str, path: str) -> None:
         """Whatever host an answer names for them: the key goes to none but the one it is meant for."""
         line = b'{"custom_id": "a", "result": {"type": "expired"}}\n'
-        async with Listener(b"") as other, Listener(b"") as server, client(server.url + mounted, kind) as claude:
+        async with Listener(answer()) as other, Listener(b"") as server, client(server.url + mounted, kind) as claude:
             for results in (claude.messages.batches.results, claude.beta.messages.batches.results):
                 server.answers = [answer(body=_ended(other.url + path)), answer(body=line)]
                 found: AsyncIterator[Any] = await results("b_1")
