@@ -148,6 +148,18 @@ class TestFailedStatuses:
                 assert len(notes) <= 1
         assert set(outside.seen) == {status}
 
+    async def test_an_error_has_no_note_of_another(self) -> None:
+        """What was tried once, and is final, says nothing of tries."""
+        transport = ScriptedTransport(said(529, OVERLOADED))
+        async with governing(transport.client()) as claude:
+            with pytest.raises(anthropic.InternalServerError) as tried:
+                await claude.messages.create(**ASK)
+            transport.answers = [said(404, OVERLOADED)]
+            with pytest.raises(anthropic.NotFoundError) as final:
+                await claude.messages.create(**ASK)
+        assert len(tried.value.__notes__) == 1
+        assert not hasattr(final.value, "__notes__")
+
     async def test_another_answer_may_be_given(self) -> None:
         """No error is left behind where a middleware has one."""
 
