@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from penstock.events import Event
 
 ASK: Any = {"model": "claude-sonnet-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "the prompt"}]}
-QUICK = RetryOptions(base_s=0.001)
+QUICK = RetryOptions(base_s=0.001, cap_s=0.001)
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 
 
@@ -148,13 +148,27 @@ class TestFailedStatuses:
                 assert len(notes) <= 1
         assert set(outside.seen) == {status}
 
+    async def test_an_error_has_no_note_of_another(self) -> None:
+        """What was tried once, and is final, says nothing of tries."""
+        transport = ScriptedTransport(said(529, OVERLOADED))
+        async with governing(transport.client()) as claude:
+            with pytest.raises(anthropic.InternalServerError) as tried:
+                await claude.messages.create(**ASK)
+            transport.answers = [said(404, OVERLOADED)]
+            with pytest.raises(anthropic.NotFoundError) as final:
+                await claude.messages.create(**ASK)
+        assert len(tried.value.__notes__) == 1
+        assert not hasattr(final.value, "__notes__")
+
     async def test_another_answer_may_be_given(self) -> None:
         """No error is left behind where a middleware has one."""
 
         class Answers(anthropic.Middleware):
             async def handle_async(self, request: anthropic.APIRequest, call_next: Any) -> Any:
                 response = await call_next(request)
-                return response if response.http_response.is_success else anthropic.types.Message(**MESSAGE)
+                return (
+                    response if response.http_response.is_success else anthropic.types.Message.model_validate(MESSAGE)
+                )
 
         transport = ScriptedTransport(said(529, OVERLOADED))
         async with governing(transport.client(middleware=[Answers()])) as claude:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
@@ -14,6 +15,7 @@ from penstock import Client, ClientClosed, Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 Kind = Literal["aiohttp", "httpx2"]
 KINDS: tuple[Kind, ...] = ("aiohttp", "httpx2")
@@ -84,13 +86,54 @@ async def test_the_proxy_of_the_environment_is_used(kind: Kind, monkeypatch: pyt
         assert len(proxy.heads) == len(server.heads) == 1
 
 
+# A certificate for this machine alone, made for this test, and its key.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUCir1vKLx5Qfg/r9wklGYcO0RcF4wCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEzMDIyMzg0N1oYDzIxMjYxMTA2
+MjIzODQ3WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAR9Q3il5rZFv+Px5BncrqiNlSeqMcffcIhrj382iNqP9x6/0Xxfnn//
+hlUWOvbDa/9EdCFENtKL12tQd6GJzhm3o28wbTAdBgNVHQ4EFgQUY+P810RpNEkj
+ho/69P2T07FfXVIwHwYDVR0jBBgwFoAUY+P810RpNEkjho/69P2T07FfXVIwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIgNAKu8IrKy21cglzjyygixLc294iK5Jdwql3Lpy/KoWECIQCz
+W1mO5khEmpH3Hu6WpN3xkEsfDi50X4QaRZb1iszQlg==
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgtnoCfJHKgRcRizvb
+1y/Wnf0pjWGRAkbfBpBjRXzw1SqhRANCAAR9Q3il5rZFv+Px5BncrqiNlSeqMcff
+cIhrj382iNqP9x6/0Xxfnn//hlUWOvbDa/9EdCFENtKL12tQd6GJzhm3
+-----END PRIVATE KEY-----
+"""
+
+
+@both
+async def test_the_certificates_of_the_environment_are_used(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`SSL_CERT_FILE` says whom to trust, as in the SDK; nobody else is, and nothing is sent to them."""
+    path = tmp_path / "certificate.pem"
+    path.write_text(CERTIFICATE)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(path)
+    async with Listener(answer(), tls=tls) as server:
+        async with client(server.url, kind) as claude:
+            with pytest.raises(anthropic.APIConnectionError):
+                await claude.messages.create(**ASK)
+        assert server.heads == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        async with client(server.url, kind) as claude:
+            await claude.messages.create(**ASK)
+        assert len(server.heads) == 1
+
+
 class TestElsewhere:
     """What is sent is meant for `base_url`: its scheme, its host, its port."""
 
     @both
     async def test_no_redirect_leads_elsewhere(self, kind: Kind) -> None:
         """Neither credentials nor prompts go along, whatever the status and the request; it is told, and final."""
-        async with Listener(b"") as other, Listener(b"") as server, client(server.url, kind) as claude:
+        async with Listener(answer()) as other, Listener(b"") as server, client(server.url, kind) as claude:
             places = (other.url, f"http://localhost:{server.port}", f"https://127.0.0.1:{server.port}")
             for status in (301, 302, 303, 307, 308):
                 for place in places:
@@ -110,7 +153,7 @@ class TestElsewhere:
     @both
     async def test_a_stream_is_not_led_elsewhere_either(self, kind: Kind) -> None:
         """Nor does a client whose credentials the user brings send them along."""
-        async with Listener(b"") as other, Listener(b"") as server:
+        async with Listener(answer()) as other, Listener(b"") as server:
             server.answers = [answer(307, headers={"location": f"{other.url}/v1/messages"})]
             sdk = anthropic.AsyncAnthropic(
                 auth_token=KEY, base_url=server.url, default_headers={"X-Api-Key": KEY}, max_retries=0
@@ -178,7 +221,7 @@ class TestElsewhere:
     async def test_results_are_read_at_the_base_url(self, kind: Kind, mounted: str, path: str) -> None:
         """Whatever host an answer names for them: the key goes to none but the one it is meant for."""
         line = b'{"custom_id": "a", "result": {"type": "expired"}}\n'
-        async with Listener(b"") as other, Listener(b"") as server, client(server.url + mounted, kind) as claude:
+        async with Listener(answer()) as other, Listener(b"") as server, client(server.url + mounted, kind) as claude:
             for results in (claude.messages.batches.results, claude.beta.messages.batches.results):
                 server.answers = [answer(body=_ended(other.url + path)), answer(body=line)]
                 found: AsyncIterator[Any] = await results("b_1")

@@ -101,11 +101,11 @@ def held(http_client: httpx2.AsyncClient) -> httpx2.AsyncClient:
             **options: Any,
         ) -> httpx2.Response:
             given: Any = super()
-            send = partial(given.send, stream=True, follow_redirects=False, **options)
-            response: httpx2.Response = await send(request)
+            response: httpx2.Response = await given.send(request, stream=True, follow_redirects=False, **options)
             if response.next_request is not None:
                 follows = self.follow_redirects if follow_redirects is httpx2.USE_CLIENT_DEFAULT else follow_redirects
                 if follows:
+                    send = partial(given.send, stream=True, follow_redirects=False, **options)
                     response = await _followed(response, send, most=self.max_redirects)
             if not stream:
                 await _read(response)

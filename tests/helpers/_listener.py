@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
 
 __all__ = ["MESSAGE", "Listener", "answer"]
@@ -45,7 +46,8 @@ class Listener:
         url: Where it listens.
     """
 
-    def __init__(self, *answers: bytes) -> None:
+    def __init__(self, *answers: bytes, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.answers = list(answers)
         self.heads: list[str] = []
         self.bodies: list[bytes] = []
@@ -53,9 +55,9 @@ class Listener:
 
     async def __aenter__(self) -> Self:
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1000, limit=2**20)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1000, limit=2**20, ssl=self._tls)
         self.port: int = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -128,14 +128,16 @@ class Retry(anthropic.Middleware):
     async def handle_async(self, request: APIRequest, call_next: CallNext) -> Response:
         """Send `request` on until it succeeds or nothing speaks for another attempt."""
         with open_call(request) as call:
-            request, unwrapped = _wrapped(request)
+            bare = request.cast_to is httpx2.Response
+            if bare:
+                request = _wrapped(request)
             course, charge = self._course(call, request), FIRST
             while True:
                 outcome = await self._try(_numbered(request, course.attempts), call_next, course)
                 failure = outcome.failure
                 if failure is None:
                     self._quota.give_back(charge.reward)
-                    return http_response_of(outcome.response) if unwrapped else outcome.response
+                    return http_response_of(outcome.response) if bare else outcome.response
                 following = await self._next(course, outcome, failure, charge)
                 if isinstance(following, Stop):
                     return await outcome.conclude(_note(call, course, outcome, following))
@@ -242,16 +244,11 @@ def _closed_at_once(attempt: Attempt, error: Exception) -> bool:
     return was_dropped(error) and not attempt.answered and attempt.call.clock() - sent_at < _AT_ONCE_S
 
 
-def _wrapped(request: APIRequest) -> tuple[APIRequest, bool]:
-    """Have a bare HTTP response come as the others do, and say whether it must be unwrapped.
-
-    The SDK raises nothing for a failed status that leaves a chain bare.
-    """
-    if request.cast_to is not httpx2.Response:
-        return request, False
+def _wrapped(request: APIRequest) -> APIRequest:
+    """Have a bare HTTP response come as the others do: the SDK raises nothing for one that failed."""
     wrapped = copy.copy(request)
     wrapped.cast_to = anthropic.AsyncAPIResponse[httpx2.Response]
-    return wrapped, True
+    return wrapped
 
 
 def _is_kept(begins: Beginning, request: APIRequest) -> bool:
