@@ -96,7 +96,7 @@ def size_of(body: object, model: str = "") -> Size:
 
     Example:
         >>> size_of({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5})
-        Size(characters=9, media_tokens=0.0)
+        Size(characters=9, media_tokens=0.0, unseen=())
     """
     characters = 0
     media = 0.0

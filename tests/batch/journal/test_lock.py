@@ -182,7 +182,7 @@ def test_a_forked_process_touches_nothing_of_its_parent_s(tmp_path: Path, state:
     said = f'"{lock._FORKED}"'
     assert told == f"[{', '.join([said] * 6)}]"
     assert after == "[7, true]"
-    assert counts == "2 1"
+    assert counts == "2 2", "notes have a first line that says whose they are"
 
 
 READ_ON = """

@@ -390,6 +390,7 @@ class _Flow:
             if scanner.over:
                 scanner.trailing += max(len(chunk) - end, 0)
                 return
+            scanner.settle()
             await checkpoint()
 
     def _refuse(self) -> NoReturn:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
@@ -50,7 +51,8 @@ _AT_ONCE: Final = 1024
 _MESSAGE: Final = b"message_"
 _ERROR: Final = b"error"
 _DOCUMENTS: Final = (b"{", b"[", b"<")
-_TURNS_KEPT: Final = 8
+_CONTENT: Final = b"content_block"
+_EVENT_END: Final = re.compile(rb"\n\n|\r\r|\r\n\r\n")
 _LEAST_BYTES: Final = 32 * 1024
 _LOOKED_AT: Final = 24
 _BOM: Final = b"\xef\xbb\xbf"
@@ -162,7 +164,6 @@ class Scanner:
         "_splitter",
         "_started",
         "_stream",
-        "_turns",
         "_written",
         "begun",
         "complete",
@@ -193,8 +194,7 @@ class Scanner:
         self._bytes = 0
         self._splitter = Splitter()
         self._parts: list[bytes] | None = None if stream else []
-        self._passed: list[bytes] = []
-        self._turns = 0
+        self._passed = bytearray()
         self._written = 0.0
 
     @property
@@ -209,7 +209,7 @@ class Scanner:
         elif self._parts is not None:
             self._parts.append(chunk)
         elif self.begun:
-            self._passed.append(chunk)
+            self._passed += chunk
             # The hot path: whole events, and none that matters. `pass_over` says the same of parts.
             plain = self._splitter.clean and chunk.endswith(b"\n\n") and chunk.find(_MESSAGE) < 0
             if not plain or chunk.find(_ERROR) >= 0:
@@ -221,20 +221,23 @@ class Scanner:
     def written(self) -> float:
         """Characters of text, thinking and tool input that came; 0 where the last count of tokens has come.
 
-        Nearly exact up to a hundred kilobytes of a stream, an estimate beyond.
+        Exact up to about thirty kilobytes of a stream, an estimate beyond.
         """
-        return 0.0 if self.stop_reason is not None else self._written + _written_in_bytes(b"".join(self._passed))
+        return 0.0 if self.stop_reason is not None else self._written + _written_in_bytes(bytes(self._passed))
 
     def settle(self) -> None:
         """Keep little of what has gone by; called after some chunks, or some kilobytes."""
-        self._turns += 1
-        if self._turns % _TURNS_KEPT == 0:
-            passed = b"".join(self._passed)
-            self._passed.clear()
-            if len(passed) < _LEAST_BYTES:
-                self._passed.append(passed)
-            else:
-                self._written += _about_written(passed)
+        passed = self._passed
+        if len(passed) >= _LEAST_BYTES:
+            self._written += _about_written(bytes(passed))
+            passed.clear()
+            return
+        # What says nothing goes at once, but for its end, which may begin something.
+        last = passed.rfind(_CONTENT)
+        after = _EVENT_END.search(passed, last) if last >= 0 else None
+        if last < 0 or after is not None:
+            start = 0 if after is None else after.end()
+            del passed[start : max(passed.rfind(b"\n"), passed.rfind(b"\r"), start - 1) + 1]
 
     def forget(self) -> None:
         """Keep nothing of what has gone by: how much was written is not asked any more."""
@@ -265,7 +268,7 @@ class Scanner:
             self._bytes = len(text)
         else:
             self._bytes += len(chunk)
-        self._passed.append(chunk)
+        self._passed += chunk
         for start in range(0, len(chunk), _AT_ONCE):
             if self.begun:
                 self._see_more(chunk[start:])
