@@ -62,8 +62,10 @@ class Listener:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for writer in self._writers:
-            writer.close()
+        while self._writers:
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
         await self._server.wait_closed()
 
     async def until(self, reached: Callable[[], bool], *, within_s: float = 10) -> None:

@@ -74,6 +74,7 @@ class ScriptedServer:
         self.url = ""
         self.arrived: list[Arrived] = []
         self.connections = 0
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def keys(self) -> Counter[str]:
@@ -82,6 +83,7 @@ class ScriptedServer:
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection until somebody closes it."""
+        self._writers.add(writer)
         self.connections += 1
         connection, number = self.connections, 0
         with suppress(asyncio.IncompleteReadError, OSError):
@@ -113,6 +115,15 @@ class ScriptedServer:
                 if b"connection: close" in told:
                     break
         writer.close()
+        self._writers.discard(writer)
+
+    async def close(self) -> None:
+        """Close what is open yet, and see it closed."""
+        while self._writers:
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -127,3 +138,5 @@ async def serving(
         yield server
     finally:
         listening.close()
+        with anyio.CancelScope(shield=True):
+            await server.close()
