@@ -65,7 +65,7 @@ class Listener:
         while self._writers:
             for writer in self._writers:
                 writer.transport.abort()
-            await asyncio.sleep(0)
+            await anyio.sleep(0)
         await self._server.wait_closed()
 
     async def until(self, reached: Callable[[], bool], *, within_s: float = 10) -> None:

@@ -122,8 +122,8 @@ class ScriptedServer:
         while self._writers:
             for writer in self._writers:
                 writer.transport.abort()
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
+            await anyio.sleep(0)
+        await anyio.sleep(0)
 
 
 @asynccontextmanager

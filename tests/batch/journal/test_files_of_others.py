@@ -136,7 +136,10 @@ async def test_a_run_whose_journal_is_taken_away_fails(tmp_path: Path, change: C
     path = tmp_path / "run.jsonl"
     async with Client(sdk=Simulator().client(), log=False) as claude:
         with pytest.raises(JournalError, match=TAKEN_AWAY):  # noqa: PT012 - wherever it is noticed
-            async with claude.fan_out(map(str, range(100)), model="claude-haiku-5-5", journal=path) as results:
+            # Few at once, or all may be written, and the journal closed, before the first result is looked at.
+            async with claude.fan_out(
+                map(str, range(100)), model="claude-haiku-5-5", journal=path, concurrency=2
+            ) as results:
                 async for result in results:
                     if result.index == 50:
                         change(path)
