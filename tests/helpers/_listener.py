@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 import anyio
+import anyio.lowlevel
 
 if TYPE_CHECKING:
     import ssl
@@ -65,7 +66,7 @@ class Listener:
         while self._writers:
             for writer in self._writers:
                 writer.transport.abort()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         await self._server.wait_closed()
 
     async def until(self, reached: Callable[[], bool], *, within_s: float = 10) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -122,8 +123,8 @@ class ScriptedServer:
         while self._writers:
             for writer in self._writers:
                 writer.transport.abort()
-            await anyio.sleep(0)
-        await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
