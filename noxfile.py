@@ -174,7 +174,7 @@ def chat(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED)
 def tests(session: nox.Session) -> None:
-    """Test the built wheel: all tests, the quick ones traced, on the newest Python, what `quick` runs on the others."""
+    """Test the built wheel: all of it, slow tests untraced, on the newest Python, what `quick` runs on the others."""
     install_wheel(session, "test")
     if session.posargs:
         session.run("python", "-m", "pytest", *session.posargs)
@@ -188,7 +188,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=DEFAULT)
 def quick(session: nox.Session) -> None:
-    """Run what one runs between two edits: all tests but the slow ones, on one Python, in under two minutes."""
+    """Run what one runs between two edits: all tests but the slow ones, on one Python, in under a minute."""
     install_wheel(session, "test")
     session.run("python", "-m", "pytest", *QUICK, *session.posargs)
 

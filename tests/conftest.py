@@ -63,7 +63,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """
     coverage = sys.modules.get("coverage")
     running = None if coverage is None else coverage.Coverage.current()
-    if running is None or not (item.get_closest_marker("slow") or item.get_closest_marker("lengthy")):
+    if running is None or item.get_closest_marker("slow") is None:
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

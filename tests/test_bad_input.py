@@ -98,6 +98,7 @@ BAD: dict[str, tuple[dict[str, Any], type[anthropic.APIStatusError], str]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("case", BAD)
 async def test_a_request_that_is_wrong_fails_once(simulator: Simulator, case: str, stream: bool) -> None:
@@ -281,6 +282,7 @@ FINAL: dict[str, tuple[type[anthropic.APIError], bool]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("fault", FINAL)
 async def test_what_keeps_failing_is_raised_as_the_sdks_own_error(
     simulator: Simulator, fault: str, virtual_time: VirtualTime

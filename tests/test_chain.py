@@ -81,6 +81,7 @@ async def test_each_attempt_passes_what_is_inside_retry_and_only_that(simulator:
     assert seen == ["outside", "inside", "inside"]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", CALLS)
 async def test_only_messages_pass_every_guard(simulator: Simulator, name: str) -> None:
     """Breaker, limits of a model and meter are for `/v1/messages`; the rest is recorded, retried and given a key."""

@@ -345,6 +345,7 @@ VERBS: dict[str, tuple[Any, str, int]] = {
 
 
 class TestGoverned:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("verb", VERBS)
     async def test_every_method_of_the_sdk_is_governed(self, verb: str) -> None:
         """Each request of any method is one call of ours: recorded, retried after a failure, given a key, reported."""

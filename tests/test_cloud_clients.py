@@ -198,6 +198,7 @@ async def test_a_cloud_client_is_governed_with_its_own_credentials(cloud: tuple[
     assert all(event.usage.input_tokens > 0 for event in ended)
 
 
+@pytest.mark.lengthy
 async def test_the_user_profile_is_named_in_each_attempt(cloud: tuple[Simulator, Cloud, Any, str]) -> None:
     """Whether the cloud's client names it in the header or moves it into the body, once, and on a retry too."""
     simulator, endpoint, sdk, _ = cloud

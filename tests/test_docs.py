@@ -74,6 +74,7 @@ def test_every_name_of_the_package_exists(page: str) -> None:
     assert [name for name in sorted(named) if not exists(name)] == []
 
 
+@pytest.mark.lengthy
 def test_every_name_in_a_docstring_exists() -> None:
     """What a docstring sends its reader to is there."""
     wrong: list[str] = []

@@ -128,6 +128,7 @@ class Sees(anthropic.Middleware):
 class TestFailedStatuses:
     """They are responses for whatever stands outside the guards, and errors for the caller."""
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 529])
     @pytest.mark.parametrize("alone", [False, True], ids=["a client", "a guard alone"])
     async def test_a_middleware_outside_sees_a_response(self, status: int, alone: bool) -> None:

@@ -93,6 +93,7 @@ def test_every_error_is_the_sdks_too(error: PenstockError) -> None:
     assert isinstance(error, anthropic.AnthropicError)
 
 
+@pytest.mark.lengthy
 @each_error
 @pytest.mark.parametrize("remake", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_errors_survive_pickling_with_their_data(error: PenstockError, remake: object) -> None:

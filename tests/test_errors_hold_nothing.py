@@ -153,6 +153,7 @@ def made(transport: Any, url: str, **options: Any) -> Client:
 transports = pytest.mark.parametrize("transport", ["aiohttp", "httpx2", "sdk"])
 
 
+@pytest.mark.lengthy
 @transports
 async def test_no_answer_that_fails_is_told_with_key_or_prompt(transport: str) -> None:
     """Whatever comes over the socket, at any point of an answer."""
@@ -165,6 +166,7 @@ async def test_no_answer_that_fails_is_told_with_key_or_prompt(transport: str) -
                 raise
 
 
+@pytest.mark.lengthy
 @transports
 async def test_no_request_that_gets_nowhere_is_told_with_key_or_prompt(transport: str) -> None:
     """Nobody listens, nobody answers, no TLS, no such scheme, the deadline, the client's close; places stay."""
@@ -211,6 +213,7 @@ BAD_HEADERS: Final = {
 }
 
 
+@pytest.mark.lengthy
 @transports
 async def test_no_header_that_can_t_be_sent_is_quoted(transport: str) -> None:
     """Neither in the text of whoever refuses it, nor in the request of the error, nor in its pickle."""
@@ -225,6 +228,7 @@ async def test_no_header_that_can_t_be_sent_is_quoted(transport: str) -> None:
                 check(error)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("status", STATUSES)
 async def test_no_status_is_told_with_key_or_prompt(status: int) -> None:
     """An error of every class that the SDK has, made from an answer whose request held both."""
@@ -236,6 +240,7 @@ async def test_no_status_is_told_with_key_or_prompt(status: int) -> None:
     check(error)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", errors.__all__)
 async def test_no_error_of_ours_is_told_with_key_or_prompt(name: str) -> None:
     """Wherever in the chain, or below it, it is raised: here the frame that raises holds both."""

@@ -30,6 +30,7 @@ SCENARIOS = load()
 BODIES: dict[str, list[str]] = json.loads((GOLDEN / "bodies.json").read_text("utf-8"))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", BODIES)
 async def test_requests_are_the_same_bytes(name: str) -> None:
     """A changed beginning loses every user's prompt cache."""

@@ -173,6 +173,7 @@ def whole(things: list[Any], kind: Kind, size: int = 12) -> bool:
 class TestWaits:
     """A wait that is given up loses nothing; the next one is given what there is."""
 
+    @pytest.mark.lengthy
     def test_wait_for(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         """By `asyncio.wait_for`, again and again."""
 
@@ -192,6 +193,7 @@ class TestWaits:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("how", ["timeout", "move_on_after", "fail_after", "cancel"])
     def test_other_ways(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop], how: str) -> None:
         """By every other means to give up a wait."""
@@ -223,6 +225,7 @@ class TestWaits:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     def test_several_who_wait(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         """Tasks that take turns, one of which is cancelled while it waits."""
 
@@ -247,6 +250,7 @@ class TestWaits:
 class TestLeft:
     """Who leaves, wherever and however, leaves nothing behind, and nobody else is cancelled."""
 
+    @pytest.mark.lengthy
     def test_in_a_generator_that_is_dropped(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         """The loop closes it in a task of its own; the caller goes on as if nothing were."""
 
@@ -286,6 +290,7 @@ class TestLeft:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     def test_in_another_task_than_entered(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         """As dependencies of a web framework are."""
 
@@ -360,6 +365,7 @@ async def with_a_python_time_out() -> AsyncGenerator[str]:
 class TestInputs:
     """All of the input runs in one task, where nothing else is open, and is closed there."""
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("source", [with_a_group, with_a_time_out, with_a_python_time_out])
     @pytest.mark.parametrize("leaves", ["at the end", "early", "by an error"])
     def test_generators_that_hold_something(
@@ -385,6 +391,7 @@ class TestInputs:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("first", RUNS, ids=named)
     def test_two_stages(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop], first: Kind) -> None:
         """The results of one run are the input of the next."""
@@ -405,6 +412,7 @@ class TestInputs:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("how", ["anyio", "asyncio"])
     def test_a_time_out_of_the_input_s_own(
         self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop], how: str
@@ -437,6 +445,7 @@ class TestInputs:
 
         run(main, loop)
 
+    @pytest.mark.lengthy
     def test_one_dict_for_every_item(self, kind: Kind, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         """Each item is asked as it was when it was read."""
 

@@ -97,6 +97,7 @@ def remembered(entry: dict[str, Any]) -> str:
     return str(Requirement(f"{entry['name']}[{','.join(entry.get('extras', ()))}]{entry.get('specifier', '')}{marker}"))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", sorted(PROJECT["dependency-groups"]))
 def test_the_lock_knows_what_a_group_asks_for(name: str) -> None:
     """A requirement that was changed, and not locked, would not be what is installed."""

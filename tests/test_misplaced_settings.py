@@ -53,6 +53,7 @@ def test_whatever_the_sdk_s_client_takes_has_its_way_here() -> None:
             assert "did you mean" in said or f"Client(sdk=AsyncAnthropic({name}=…))" in said
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_found_when_it_is_misspelt(name: str) -> None:
     """Its end is missing, or two of its letters changed places."""
@@ -127,6 +128,7 @@ def check(error: BaseException) -> None:
         assert KEY.encode() not in pickle.dumps(error)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("where", MISPLACED)
 def test_a_key_in_a_wrong_place_is_not_shown(where: str) -> None:
     """Tools that report errors show the local variables of every frame."""

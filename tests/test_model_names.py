@@ -45,6 +45,7 @@ def test_a_name_is_found_whole() -> None:
     assert not asked_in(f'model="eu.anthropic.{name}"')
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_no_model_that_is_asked_is_outdated() -> None:
     """Where one is, ask another model; where the file is about models, name it above."""

@@ -68,6 +68,7 @@ async def use(simulator: Simulator, path: Path, kept: list[object]) -> None:
         kept.append(claude.statistics())
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("error")
 def test_everything_can_be_looked_at_outside_an_event_loop(tmp_path: Path) -> None:
     """Before a loop, while one runs elsewhere, and after it: every object's `repr`, every `statistics()`."""

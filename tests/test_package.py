@@ -118,6 +118,7 @@ def test_public_names_exist_and_are_documented() -> None:
     assert not undocumented
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_opens_with_its_rule(module: str) -> None:
     """Every module says at its top what holds in it."""

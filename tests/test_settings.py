@@ -76,6 +76,7 @@ class TestSources:
         assert SettingsFields.__annotations__.keys() == Settings.model_fields.keys()
         assert not typing.get_type_hints(Settings).keys() < Settings.model_fields.keys()
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("name", FIELDS)
     def test_every_field_can_be_a_variable(self, name: str) -> None:
         """`PENSTOCK_` and the field's name, in any case."""
@@ -87,6 +88,7 @@ class TestSources:
             assert found == value
             assert found != getattr(Settings(), name)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("name", FIELDS)
     def test_an_empty_variable_is_none(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         """As container tools write it where nothing was given."""
@@ -209,6 +211,7 @@ class TestValues:
         raised_by(partial(setattr, settings.retry, "max_attempts", 3))
         assert settings == Settings(api_keys=[KEY])
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize(
         ("fields", "name", "allowed", "shown"),
         [
@@ -305,11 +308,13 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 class TestSecrets:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("case", WRONG)
     def test_no_error_shows_a_key(self, case: str) -> None:
         """However a key got into the wrong place, the error, all that hangs on it, and its pickle are free of it."""
         raised_by(lambda: Settings(**WRONG[case]))
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("case", WRONG)
     def test_no_error_of_a_client_shows_a_key(self, case: str) -> None:
         """The same where the fields are given to the client."""

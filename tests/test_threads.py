@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
+import pytest
 
 import penstock
 from penstock.batch import FanOut, Journal
@@ -78,6 +79,7 @@ def faults(source: Path) -> Iterator[str]:
             yield f"{source}:{node.lineno}: {name}"
 
 
+@pytest.mark.lengthy
 def test_no_shared_pool_is_used() -> None:
     """Neither by name nor by default."""
     assert [fault for source in SOURCES for fault in faults(source)] == []

@@ -43,6 +43,7 @@ def _peer(each: socket.socket) -> int | None:
         return None
 
 
+@pytest.mark.lengthy
 @both
 async def test_a_connection_that_nothing_passes_is_kept_alive(kind: Kind) -> None:
     """After a minute the system asks whether the other side is there: a router would forget a silent connection."""
@@ -55,6 +56,7 @@ async def test_a_connection_that_nothing_passes_is_kept_alive(kind: Kind) -> Non
                 assert made.getsockopt(socket.IPPROTO_TCP, option) == value
 
 
+@pytest.mark.lengthy
 @both
 @pytest.mark.parametrize(
     "headers",
@@ -69,6 +71,7 @@ async def test_headers_may_be_long_and_many(kind: Kind, headers: dict[str, str])
         assert len(server.heads) == 1
 
 
+@pytest.mark.lengthy
 @both
 async def test_the_proxy_of_the_environment_is_used(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the SDK does, and with the same long headers."""
@@ -130,6 +133,7 @@ async def test_the_certificates_of_the_environment_are_used(
 class TestElsewhere:
     """What is sent is meant for `base_url`: its scheme, its host, its port."""
 
+    @pytest.mark.lengthy
     @both
     async def test_no_redirect_leads_elsewhere(self, kind: Kind) -> None:
         """Neither credentials nor prompts go along, whatever the status and the request; it is told, and final."""
@@ -208,6 +212,7 @@ class TestElsewhere:
             assert not hasattr(raised.value, "__notes__")
             assert len(server.heads) == 1
 
+    @pytest.mark.lengthy
     @both
     @pytest.mark.parametrize(
         ("mounted", "path"),

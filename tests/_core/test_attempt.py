@@ -585,6 +585,7 @@ async def beta(claude: AsyncAnthropic) -> None:
 SURFACES = [plain, streamed, helper, raw, raw_stream, streaming_parse, streaming_bytes, streaming_events, beta]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("ask", SURFACES)
 async def test_every_surface_gives_back_once_and_knows_its_usage(
     ask: Callable[[AsyncAnthropic], Awaitable[None]], virtual_time: VirtualTime
@@ -620,6 +621,7 @@ async def test_every_surface_gives_back_once_when_cancelled_at_any_time(
         assert simulator.in_flight == 0
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("ask", [streamed, helper, raw_stream, streaming_events])
 @pytest.mark.parametrize("fault", ["stream_drop_before_content", "stream_drop_after_content", "no_message_stop"])
 async def test_a_stream_that_breaks_is_a_failed_connection(
@@ -639,6 +641,7 @@ async def test_a_stream_that_breaks_is_a_failed_connection(
     assert simulator.in_flight == 0
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("ask", SURFACES)
 @pytest.mark.parametrize(
     ("fault", "kind"),

@@ -605,6 +605,7 @@ def _descendants(root: str) -> set[str]:
     return found
 
 
+@pytest.mark.lengthy
 def test_every_error_code_of_the_sdk_is_known() -> None:
     """Each code that the SDK names is in the table, or was looked at and falls under its status."""
     codes = set(re.findall(r"\berror_code: Literal\[\"(\w+)\"\]", SOURCES))
@@ -614,6 +615,7 @@ def test_every_error_code_of_the_sdk_is_known() -> None:
     assert not BY_STATUS & _CAUSES.keys()
 
 
+@pytest.mark.lengthy
 def test_every_error_type_of_the_sdk_is_known() -> None:
     """Each `error.type` stands for a status, or is none that an answer or a stream brings."""
     types = set(re.findall(r"\btype: Literal\[\"(\w+_error)\"\]", SOURCES))
@@ -630,6 +632,7 @@ def test_every_error_class_of_the_sdk_is_known() -> None:
     assert names - of_status - of_kind <= NO_STATUS
 
 
+@pytest.mark.lengthy
 def test_every_status_of_the_sdk_is_retried_or_not_for_a_reason() -> None:
     """Each status for which the SDK has a class is one of those above."""
     statuses = {int(status) for status in re.findall(r"\bstatus_code: Literal\[(\d+)\]", SOURCES)}

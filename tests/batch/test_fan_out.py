@@ -208,6 +208,7 @@ class TestRequests:
             results = await claude.map([{"custom_id": "a", "params": params}, "x"], model=MODEL)
         assert [result.custom_id for result in results] == ["a", "1"]
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize(
         ("item", "said"),
         [
@@ -440,6 +441,7 @@ class TestRequests:
 
 
 class TestEnds:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("order", ORDERS)
     @pytest.mark.parametrize("fails_at", [0, 1, 7])
@@ -479,6 +481,7 @@ class TestEnds:
             with pytest.raises(StopAsyncIteration):
                 await anext(results)
 
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("order", ORDERS)
     @pytest.mark.parametrize("after", [0, 1, 5])
     async def test_a_consumer_that_stops_early_ends_the_rest(

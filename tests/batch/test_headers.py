@@ -45,6 +45,7 @@ SPELLINGS: dict[str, Callable[[str], str | bytes]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", CLIENT_S)
 def test_what_is_the_client_s_is_refused(name: str, spelling: str) -> None:

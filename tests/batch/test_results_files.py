@@ -460,6 +460,7 @@ def test_a_file_of_nothing_ends(junk: bytes) -> None:
     assert not lines.begun
 
 
+@pytest.mark.lengthy
 def test_a_page_without_an_end_is_no_result() -> None:
     """Even if it has a brace where a piece of it begins."""
     lines = ResultLines(most=10)
@@ -486,6 +487,7 @@ async def test_a_file_that_says_the_same_for_ever_ends(virtual_time: VirtualTime
     assert served == 30
 
 
+@pytest.mark.lengthy
 def test_a_long_line_spoils_no_other() -> None:
     """What comes behind it counts, in the same chunk too."""
     lines = ResultLines(most=10)

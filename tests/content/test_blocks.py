@@ -165,6 +165,7 @@ def _half_transparent(image: Image.Image) -> Image.Image:
 
 
 class TestOrientation:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize("turn", range(1, 9))
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
     @pytest.mark.parametrize("side", [40, 20])
@@ -537,6 +538,7 @@ class TestSources:
 
 
 class TestTokens:
+    @pytest.mark.lengthy
     @pytest.mark.parametrize(
         ("size", "old", "new"), [((200, 200), 64, 64), ((1920, 1080), 1560, 2691), ((2000, 1500), 1564, 3888)]
     )

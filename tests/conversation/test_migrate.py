@@ -101,6 +101,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("what", CHANGES)
 async def test_what_the_model_sees_changes_only_by_name(simulator: Simulator, what: str) -> None:
     """It is told by name, refused, and accepted where it is named; then it is what is sent, without old thinking."""

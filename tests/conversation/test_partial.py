@@ -118,6 +118,7 @@ KEPT: Final[dict[str, tuple[list[tuple[dict[str, Any], list[dict[str, Any]]]], l
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("what", KEPT)
 async def test_what_was_read_of_a_stopped_answer_is_kept(virtual_time: VirtualTime, what: str) -> None:
     """As a turn that can be sent back, whatever had come by then; where that says nothing, the history stays."""

@@ -108,6 +108,7 @@ async def test_room_for_the_answer_is_kept() -> None:
     assert 4_500 < max(inputs(simulator)) <= 5_000
 
 
+@pytest.mark.lengthy
 async def test_nothing_is_trimmed_while_tools_are_called() -> None:
     """The thinking between calls must come back, and what stands before it; the next question is trimmed."""
     simulator = Simulator(thinking=True)

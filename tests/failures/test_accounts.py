@@ -77,6 +77,7 @@ async def test_with_one_key_of_two_broken_no_call_is_lost(way: bytes) -> None:
     assert statistics.breaker.classes["haiku-5-5"].failures == 0
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 async def test_with_none_left_one_clear_error_says_whose_account(way: bytes) -> None:
     """The API's own, with a note; what comes after is refused here, and names each key and why, but no key itself."""

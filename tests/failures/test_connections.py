@@ -40,6 +40,7 @@ def spent(statistics: ClientStatistics) -> tuple[int, int]:
     return retry.capacity - retry.quota, sum(each.failures for each in statistics.breaker.classes.values())
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("way", [CLOSE, RESET])
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_a_kept_connection_that_is_closed_costs_nothing(transport: Transport, way: str) -> None:
@@ -116,6 +117,7 @@ async def test_an_answer_that_breaks_off_is_not_forgiven(transport: Transport) -
             assert claude.statistics().attempts.total.estimated == 1
 
 
+@pytest.mark.lengthy
 async def test_many_at_once_find_fresh_connections() -> None:
     """Ten connections are kept and all are closed as they are used again: all calls are answered, free of charge."""
 

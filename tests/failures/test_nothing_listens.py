@@ -50,6 +50,7 @@ async def no_tls() -> AsyncIterator[int]:
     server.close()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_why_nothing_is_reached_is_told_at_once_and_in_the_error(
     transport: Transport, refusing_port: int, no_tls: int, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ def held_against_nobody(claude: Client) -> None:
     assert all((each.state, each.failures) == ("closed", 0) for each in statistics.breaker.classes.values())
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_what_cannot_be_sent_is_refused_once(transport: Transport) -> None:
     """Headers and bodies that are none, 25 times each: nothing arrives or is repeated, and the next is answered."""
@@ -68,6 +69,7 @@ async def test_what_cannot_be_sent_is_refused_once(transport: Transport) -> None
         await claude.messages.create(**ASK)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "ht!tp://x", "http://127.0.0.1:99999", "http://"])
 @pytest.mark.parametrize("http_client", [anthropic.DefaultAioHttpClient, anthropic.DefaultAsyncHttpxClient])
 async def test_an_address_that_is_none_is_refused_once(http_client: Callable[[], httpx2.AsyncClient], url: str) -> None:
@@ -80,6 +82,7 @@ async def test_an_address_that_is_none_is_refused_once(http_client: Callable[[],
         held_against_nobody(claude)
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_client_of_a_loop_that_is_closed_is_refused_once() -> None:
     """Its connections belong to the other loop, and can't even be closed."""
@@ -112,6 +115,7 @@ async def test_a_closed_transport_is_refused_once() -> None:
         held_against_nobody(claude)
 
 
+@pytest.mark.lengthy
 async def test_a_pool_of_ones_own_that_is_full_is_no_failure_of_the_service() -> None:
     """With one connection for ten calls, and no patience: those that get none wait and come back; all are answered."""
     http_client = httpx2.AsyncClient(limits=httpx2.Limits(max_connections=1), timeout=httpx2.Timeout(5, pool=0.01))

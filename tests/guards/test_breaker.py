@@ -175,7 +175,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert self.now + wait_s == max(self.now, self.changed_at + self.OPEN_S)
 
 
-TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine = pytest.mark.lengthy(BreakerMachine.TestCase)
 
 
 def broken(options: BreakerOptions, *, now: float = 0.0) -> Breaker:

@@ -160,6 +160,7 @@ async def _models(claude: anthropic.AsyncAnthropic) -> None:
 SURFACES = [_stream_helper, _beta_stream_helper, _raw, _raw_body, _parse, _count, _models]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.__name__.strip("_"))
 async def test_every_surface_is_reported_once_and_its_response_holds_no_secrets(
     surface: Callable[[anthropic.AsyncAnthropic], Awaitable[None]],

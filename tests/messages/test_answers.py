@@ -176,6 +176,7 @@ async def nothing_ran() -> AsyncIterator[None]:
     ran.clear()
 
 
+@pytest.mark.lengthy
 @ALL
 async def test_an_empty_text_beside_a_call_is_left_out(way: Any) -> None:
     """The API gives such, and takes none back."""
@@ -193,6 +194,7 @@ async def test_citations_go_back_as_they_came(way: Any) -> None:
         assert model.bodies[1]["messages"][1]["content"][0]["citations"] == [CITED]
 
 
+@pytest.mark.lengthy
 @ALL
 @pytest.mark.parametrize("given", [["x"], "x", 7, [{"city": "Rome"}]])
 async def test_an_input_that_is_no_object_is_answered_and_wrapped(way: Any, given: object) -> None:
@@ -210,6 +212,7 @@ async def test_an_input_that_is_no_object_is_answered_and_wrapped(way: Any, give
     assert len(model.bodies) <= 3
 
 
+@pytest.mark.lengthy
 @ALL
 @pytest.mark.parametrize("second", [{**CALL}, {**CALL, "input": {"city": "Oslo"}}])
 async def test_two_calls_with_one_id_are_told_apart(way: Any, second: Any) -> None:
@@ -222,6 +225,7 @@ async def test_two_calls_with_one_id_are_told_apart(way: Any, second: Any) -> No
     assert [block["tool_use_id"] for block in answered["content"]] == ids
 
 
+@pytest.mark.lengthy
 @ALL
 async def test_a_call_without_an_id_gets_one(way: Any) -> None:
     """As compatible servers send it."""

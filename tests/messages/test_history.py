@@ -52,6 +52,7 @@ def test_calls_may_wait_at_the_end() -> None:
     assert turns_of([HELLO, call("a", "b"), results("b"), results("a", last=[{"type": "text", "text": "x"}]), HI])
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("messages", "place", "said"),
     [

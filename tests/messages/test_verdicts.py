@@ -317,6 +317,7 @@ def fresh(messages: list[Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", TAKEN)
 async def test_what_is_taken_is_taken_by_all_and_by_the_api(name: str) -> None:
     """The same messages, whoever keeps them; a conversation saves them, and is loaded again."""
@@ -342,6 +343,7 @@ def without_marks(message: Any) -> Any:
     }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_is_refused_is_refused_by_all_and_by_the_api(name: str) -> None:
     """At the same place, with the same words."""

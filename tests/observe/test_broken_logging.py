@@ -82,6 +82,7 @@ def raising_observer(_: object) -> None:
     raise ValueError("an observer's own")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx2"])
 async def test_no_paid_call_fails_for_a_broken_log(
     logger: logging.Logger, transport: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -139,6 +139,7 @@ async def test_bad_params_are_errored_later(virtual_time: VirtualTime) -> None:
     assert "stream" in results["stream"].error.error.message
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("requests", "message"),
     [
@@ -353,6 +354,7 @@ async def test_faults_hit_the_requests_about_batches(virtual_time: VirtualTime) 
     assert [entry.fault for entry in simulator.journal] == ["overloaded", "truncated", None]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("fault", "error"),
     [("truncated", httpx2.RemoteProtocolError), ("stall", httpx2.ReadTimeout), ("bad_json", json.JSONDecodeError)],

@@ -57,6 +57,7 @@ async def streamed(claude: anthropic.AsyncAnthropic) -> list[str]:
         return [event.type async for event in events]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", sorted(ANSWERS))
 async def test_an_answer_fault_is_the_error_the_sdk_knows(virtual_time: VirtualTime, name: str, stream: bool) -> None:

@@ -142,7 +142,7 @@ class Buckets(RuleBasedStateMachine):
         assert state.possible == pytest.approx(10 + self.now)
 
 
-TestBuckets = Buckets.TestCase
+TestBuckets = pytest.mark.lengthy(Buckets.TestCase)
 
 
 def test_the_429_names_the_limit_that_is_short() -> None:

@@ -432,6 +432,7 @@ MEDIA: list[tuple[dict[str, object], str]] = [
 ALL = FIELDS + THINKING + TOOLS + MESSAGES + TURNS + MEDIA
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("body", "message"), ALL, ids=[f"{n}-{message[:50]}" for n, (_, message) in enumerate(ALL)])
 def test_what_the_api_refuses_is_refused_with_its_words(body: dict[str, object], message: str) -> None:
     """Each invalid body gets 400 `invalid_request_error` and the message that says why."""
@@ -501,6 +502,7 @@ ACCEPTED: list[dict[str, object]] = [
 ]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("body", ACCEPTED, ids=range(len(ACCEPTED)))
 def test_what_the_api_accepts_is_accepted(body: dict[str, object]) -> None:
     """Each valid body gets a message."""
@@ -508,6 +510,7 @@ def test_what_the_api_accepts_is_accepted(body: dict[str, object]) -> None:
     assert (status, got.get("type")) == (200, "message"), got
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_each_model_accepts_its_own_thinking_types_only(model: str) -> None:
     """Over all models and types, what is accepted is what the model table says."""

@@ -259,6 +259,7 @@ TOLERATED: dict[str, Callable[[dict[str, Any]], bytes]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(body=TOLERATED, content_type=[JSON, "Application/JSON; charset=UTF-8"])
 async def test_a_message_with_gaps_is_still_an_answer(
     wire: Any, body: Callable[[dict[str, Any]], bytes], content_type: str

@@ -182,6 +182,7 @@ async def test_nonsense_after_content_is_told_with_what_had_come(wire: Any, even
     assert (outcome.error.usage.input_tokens, outcome.error.usage.estimated) == (25, True)
 
 
+@pytest.mark.lengthy
 async def test_statistics_survive_nonsense(wire: Any) -> None:
     """The attempt ends once, its slot is free, and its counts are neither negative nor beyond measure."""
     async with wire.governed() as claude:
@@ -219,6 +220,7 @@ STARTS: dict[str, dict[str, Any] | None] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(start=STARTS, how=[*OURS, "sdk events"])
 async def test_a_start_that_is_none_is_no_bare_error(wire: Any, start: dict[str, Any] | None, how: str) -> None:
     """Without a proper `message_start`: the text, or a typed error; never an error of Python's."""
@@ -247,6 +249,7 @@ async def test_without_a_start_there_is_no_message(wire: Any, how: str) -> None:
     assert told.successes == 0
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", GAPS)
 async def test_gaps_of_compatible_servers_are_understood(wire: Any, name: str) -> None:
     """Whatever of the end is missing or null, a stream with its last event is a success with its text and input."""
@@ -310,6 +313,7 @@ NO_STREAM = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(body=BYTES, how=OURS)
 async def test_bytes_that_are_no_event_are_told_with_what_had_come(wire: Any, body: bytes, how: str) -> None:
     """In the middle of a stream: they do no harm, or interrupt it, with the text before them."""

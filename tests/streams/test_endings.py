@@ -156,6 +156,7 @@ AFTERWARDS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("more", AFTERWARDS.values(), ids=AFTERWARDS.keys())
 async def test_what_follows_the_last_event_is_not_part_of_the_answer(wire: Any, more: bytes) -> None:
     """Neither the message nor the usage nor the outcome changes by it, in whatever chunk; and nothing is raised."""
@@ -287,6 +288,7 @@ async def test_before_content_a_break_is_retried_unseen(wire: Any, came: Callabl
             assert (wire.canned.asked, told.failures, told.first_tokens) == (2, {counted: 1}, 1), name
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(broken=BREAKS, how=OURS)
 async def test_a_break_before_content_on_the_last_attempt_is_the_sdks_error(
     wire: Any, broken: tuple[tuple[Any, ...], str], how: str
@@ -324,6 +326,7 @@ async def test_after_content_a_break_is_an_interruption(wire: Any, came: Callabl
             assert "secret" not in str(error), name
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("came", BEGUN.values(), ids=BEGUN.keys())
 async def test_an_interruption_is_the_same_for_every_reader(wire: Any, came: Callable[[Any], Events]) -> None:
     """By text, by events or at once: the same error, and what was given out is in it."""

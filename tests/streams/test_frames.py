@@ -115,6 +115,7 @@ async def test_a_stream_of_frames_is_a_stream(wire: Any, bedrock: Any, way: str)
     assert wire.canned.asked == 4
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("failed", "counted"), PASSING.values(), ids=PASSING.keys())
 async def test_an_exception_before_content_is_retried(
     wire: Any, bedrock: Any, failed: bytes, counted: set[str]
@@ -142,6 +143,7 @@ async def test_an_exception_that_lasts_is_raised_at_once(wire: Any, bedrock: Any
         assert wire.told(claude).failures == {"request": 4}
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("failed", "counted"), PASSING.values(), ids=PASSING.keys())
 async def test_an_exception_after_content_is_an_interruption(
     wire: Any, bedrock: Any, failed: bytes, counted: set[str]

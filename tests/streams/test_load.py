@@ -239,6 +239,7 @@ ANSWERS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(endless=ANSWERS, encoding=["identity", "gzip", "deflate", "gzip, gzip"])
 async def test_an_answer_without_end_is_a_typed_error(wire: Any, endless: tuple[bytes, bytes], encoding: str) -> None:
     """Whole answers too, packed once or twice: 4 MB of an answer are never held when 64 kB are allowed."""
@@ -275,6 +276,7 @@ async def test_frames_without_end_are_a_typed_error(wire: Any) -> None:
     assert isinstance(outcome.error, anthropic.AnthropicError), repr(outcome.error)
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(how=["create", "text", "sdk stream", "create"], encoding=["identity", "gzip", "gzip"])
 async def test_the_limit_is_what_may_be_had(wire: Any, how: str, encoding: str) -> None:
     """An answer of exactly `max_response_bytes` is one; a byte more is an error."""

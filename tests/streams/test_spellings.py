@@ -404,6 +404,7 @@ CONTENT_TYPES = [
 ]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 async def test_a_stream_is_one_under_any_spelling_of_its_content_type(wire: Any, content_type: str | None) -> None:
     """Capitals, parameters, a missing type or that of a careless gateway: text, usage and outcome are the same."""
@@ -418,6 +419,7 @@ async def test_a_stream_is_one_under_any_spelling_of_its_content_type(wire: Any,
     assert told.tokens == (125, 15, 75)
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(content_type=CONTENT_TYPES[:7], how=["text", "sdk stream"])
 async def test_a_failure_before_content_is_retried_under_any_content_type(
     wire: Any, content_type: str | None, how: str
@@ -447,6 +449,7 @@ ERRORS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
 async def test_an_error_in_a_stream_is_sorted_in_any_spelling(wire: Any, error: bytes) -> None:
     """An overload before content is retried; a fault of the request is not, and is told as what it is."""
@@ -474,6 +477,7 @@ LIVE: dict[str, tuple[Spelling, str]] = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.in_turn(sent=LIVE, how=["text", "text", "sdk events"])
 async def test_text_is_given_when_its_event_has_come(wire: Any, sent: tuple[Spelling, str], how: str) -> None:
     """What is whole is handed on at once, before any byte that follows; then it is counted as begun."""

@@ -14,6 +14,7 @@ def passes(pytester: pytest.Pytester, source: str, passed: int) -> None:
     result.assert_outcomes(passed=passed)
 
 
+@pytest.mark.lengthy
 def test_virtual_time_needs_no_marker(pytester: pytest.Pytester) -> None:
     """An async test that asks for `virtual_time` runs, on a loop whose clock jumps; others stay as they are."""
     passes(
@@ -74,6 +75,7 @@ def test_virtual_time_wins_over_the_backend_of_a_project(pytester: pytest.Pytest
     )
 
 
+@pytest.mark.lengthy
 def test_the_simulator_takes_its_options_from_a_marker(pytester: pytest.Pytester) -> None:
     """Each test gets a fresh simulator; the nearest marker wins."""
     passes(
@@ -112,6 +114,7 @@ async def test_the_fixtures_work_in_this_very_suite(simulator: object, virtual_t
     assert type(virtual_time).__name__ == "VirtualTime"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 def test_what_pytest_asyncio_would_run_in_real_time_is_refused(pytester: pytest.Pytester, mode: str) -> None:
     """With a sentence that says what to do; what anyio's plugin runs goes on as without it, and so does the rest."""

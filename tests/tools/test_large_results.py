@@ -67,6 +67,7 @@ def test_what_is_too_large_is_told_in_a_moment(name: str) -> None:
     assert len(result.text) < 200
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "value",
     [

@@ -110,6 +110,7 @@ def all_kinds(of: type[Exception]) -> Iterator[type[Exception]]:
         yield from all_kinds(kind)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("status", STATUSES)
 def test_every_status_of_the_api_has_one(status: int) -> None:
     """With a body that says what it is, and without."""

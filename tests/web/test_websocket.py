@@ -154,6 +154,7 @@ async def test_a_browser_that_leaves_ends_the_request_at_once(
     assert browser.closed is None
 
 
+@pytest.mark.lengthy
 @PACED
 @pytest.mark.usefixtures("virtual_time")
 @pytest.mark.parametrize("stops", [False, True])

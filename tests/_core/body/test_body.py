@@ -673,6 +673,7 @@ class Ticker:
         return self.turns
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("hold_s", [None, math.inf], ids=["flow", "begin"])
 @pytest.mark.parametrize(
     ("chunks", "turns"),
@@ -765,6 +766,7 @@ async def test_what_is_no_message_has_no_bound() -> None:
     assert (exchange.attempt.failure, exchange.attempt.usage) == (None, None)
 
 
+@pytest.mark.lengthy
 @virtual
 async def test_a_bomb_is_never_held() -> None:
     """64 MB of zeros in 64 kB are refused after a few pieces, none above 64 KiB."""
@@ -943,6 +945,7 @@ async def test_frames_are_watched_where_a_stream_of_them_comes() -> None:
     await exchange.response.aclose()
 
 
+@pytest.mark.lengthy
 @settings(max_examples=60)
 @given(data=st.data(), background=st.booleans())
 def test_any_body_in_any_chunks_is_handed_on_byte_for_byte(data: st.DataObject, background: bool) -> None:
@@ -1338,6 +1341,7 @@ async def test_the_deadline_bounds_reading_ahead(virtual_time: VirtualTime) -> N
     assert (source.cut, guard.given_back) == (True, 1)
 
 
+@pytest.mark.lengthy
 @both_ways
 @pytest.mark.parametrize("how", get_args(How))
 @pytest.mark.parametrize(

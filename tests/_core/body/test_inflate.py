@@ -125,6 +125,7 @@ def test_a_response_without_encoding_or_length_has_nothing_to_take() -> None:
 # What comes out.
 
 
+@pytest.mark.lengthy
 @each_way
 @pytest.mark.parametrize("size", [1, 2, 7, 100_000])
 async def test_what_was_compressed_comes_out(encoding: str, compress: Callable[[bytes], bytes], size: int) -> None:
@@ -174,6 +175,7 @@ async def test_a_bomb_comes_in_small_pieces(encoding: str, compress: Callable[[b
     assert max(sizes) == PIECE_BYTES
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("more", [-1, 0, 1, 100, 300])
 async def test_a_piece_that_is_just_full_hides_nothing(more: int) -> None:
     """What zlib still holds when it has taken all its input comes out as well, wherever that was cut."""

@@ -206,6 +206,7 @@ def test_pieces_of_any_size_tell_the_same(size: int) -> None:
     assert told(scanned(*chunks)) == told(scanned(RECORDED))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"], ids=repr)
 @pytest.mark.parametrize("space", [b" ", b""], ids=["space", "no space"])
 @pytest.mark.parametrize(("named", "swap"), [(True, False), (False, False), (True, True)])
@@ -280,6 +281,7 @@ def test_more_cache_writes_at_the_end_are_kept_as_long_as_the_request_asked() ->
         assert scanner.usage.cache_creation_1h_input_tokens == expected
 
 
+@pytest.mark.lengthy
 def test_a_long_stream_is_not_kept() -> None:
     """Memory for a stream of ordinary text is a few bytes, however long it is."""
     scanner = seen(START)
@@ -293,6 +295,7 @@ def test_a_long_stream_is_not_kept() -> None:
 # The end of a stream, and what comes after.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("last", [STOP, ERROR], ids=["message_stop", "error"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"], ids=repr)
 @pytest.mark.parametrize("after", [b"", b"x", b"event: ping", b"data: [DONE]\n\n", PING * 3 + b"data", b"\n"], ids=repr)
@@ -574,6 +577,7 @@ def calls(body: bytes) -> int:
     return count
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("piece", [text("word "), PING, b"x", b"\n", b"\r\n"], ids=repr)
 def test_twice_the_bytes_are_twice_the_work(piece: bytes) -> None:
     """One byte at a time, before content and after."""

@@ -359,6 +359,7 @@ def _quickly(raw: bytes) -> tuple[object, ...]:
         return name_of(raw), error.reason
 
 
+@pytest.mark.lengthy
 @settings(max_examples=400)
 @given(lines=st.lists(LINES, min_size=1, max_size=4), newline=st.sampled_from([b"\n", b"\n", b"\r\n", b"\r"]))
 @example(lines=[b'data: {"type": "ping"}', b'data: {"type": "ping"}'], newline=b"\n")
@@ -463,6 +464,7 @@ def _calls(piece: bytes, times: int) -> int:
     return calls
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("piece", [GOOD, b"x", b"\n", b"\r", b"\r\n", b":\r\n"], ids=repr)
 def test_twice_the_bytes_are_twice_the_work(piece: bytes) -> None:
     """One byte at a time, whatever the bytes: events, a line without end, blank lines."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ def test_texts_that_meet_in_a_place_are_kept_apart() -> None:
     assert places.get("item-5000") is None
 
 
+@pytest.mark.lengthy
 def test_a_text_takes_no_more_than_16_bytes() -> None:
     """At any number beyond the first few hundred, growth included."""
     seen = DigestSet()

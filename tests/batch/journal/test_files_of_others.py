@@ -130,6 +130,7 @@ async def test_what_another_program_takes_away_is_a_journal_error(
                 journal.write(ONE, request=None)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_run_whose_journal_is_taken_away_fails(tmp_path: Path, change: Callable[[Path], None]) -> None:
     """A hundred results without an error are a hundred lines."""

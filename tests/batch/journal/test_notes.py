@@ -70,6 +70,7 @@ def test_notes_of_before_go_on(tmp_path: Path) -> None:
     assert [note["message_batch"] for note in read(path)] == ["planned", "made", "over"]
 
 
+@pytest.mark.lengthy
 def test_a_damaged_note_is_told(tmp_path: Path) -> None:
     """Whichever bit it is: a batch that it tells of is paid, so nobody goes on without it by himself."""
     path = tmp_path / "a.state"

@@ -25,6 +25,7 @@ def plain(value: dict[str, Any]) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+@pytest.mark.lengthy
 @given(common=params, own=params, other=params)
 def test_equal_requests_have_equal_digests_and_others_have_others(
     common: dict[str, Any], own: dict[str, Any], other: dict[str, Any]

@@ -51,6 +51,7 @@ async def test_a_service_that_hangs_holds_nobody_beyond_the_deadline(
         check_all(await ran(claude, prompts(2), journal=path), 2)
 
 
+@pytest.mark.lengthy
 async def test_an_outage_at_the_deadline_holds_nobody(virtual_time: VirtualTime) -> None:
     """Neither can batches be stopped or looked at, nor anything be asked live; what can be stopped later is, then."""
     simulator = Simulator(batch=BatchOptions(duration_s=HOUR_S))
@@ -123,6 +124,7 @@ async def test_input_that_never_ends_holds_nobody_beyond_the_deadline(virtual_ti
     assert virtual_time.now() == pytest.approx(300, abs=0.1)
 
 
+@pytest.mark.lengthy
 async def test_input_goes_on_being_told_of_after_the_deadline(virtual_time: VirtualTime) -> None:
     """Whatever needs no waiting for is read, and has expired."""
     simulator = Simulator(latency_s=1000)

@@ -72,6 +72,7 @@ async def test_a_result_that_is_missing_is_asked_again(virtual_time: VirtualTime
     assert len(asked(simulator, "GET", "results")) == 7
 
 
+@pytest.mark.lengthy
 async def test_a_batch_that_somebody_deleted_is_submitted_again(virtual_time: VirtualTime) -> None:
     """Its results can't be had any more."""
     simulator = Simulator(batch=BatchOptions(duration_s=1))

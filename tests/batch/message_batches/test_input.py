@@ -40,6 +40,7 @@ async def test_input_is_split_and_read_one_batch_at_a_time(virtual_time: Virtual
     assert reads_at_submission == [0] * 10 + [1] * 10 + [2] * 5
 
 
+@pytest.mark.lengthy
 async def test_a_batch_holds_no_more_bytes_than_it_may(virtual_time: VirtualTime) -> None:
     """The limit holds for what is sent; a request beyond it fails alone."""
     simulator = Simulator()

@@ -86,6 +86,7 @@ async def test_leaving_does_not_wait_for_ever(virtual_time: VirtualTime) -> None
         assert virtual_time.now() < 25
 
 
+@pytest.mark.lengthy
 async def test_cancelling_stops_reading_and_gives_what_is_done(virtual_time: VirtualTime, tmp_path: Path) -> None:
     """Answers that are there come out; the rest is canceled, and asked again by the next run."""
     simulator = Simulator(batch=BatchOptions(duration_s=100, cancel_s=5))

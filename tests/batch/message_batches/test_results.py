@@ -115,6 +115,7 @@ async def test_answers_are_read_as_a_type(virtual_time: VirtualTime) -> None:
     assert bad.message is not None
 
 
+@pytest.mark.lengthy
 async def test_progress_is_told(virtual_time: VirtualTime) -> None:
     """Every second, and at the end, with the results that were there before counted apart."""
     seen: list[Progress] = []

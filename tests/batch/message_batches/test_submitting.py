@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from penstock.testing.plugin import VirtualTime
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("fault", ["truncated", "bad_json", "stall"])
 async def test_a_submission_whose_answer_is_lost_is_found(virtual_time: VirtualTime, fault: str) -> None:
     """The batch exists, so it is looked for, and not made twice; one of another size is none."""
@@ -43,6 +44,7 @@ async def test_a_submission_that_never_arrived_is_repeated(virtual_time: Virtual
     assert repr(simulator.batches) == "Batches(1 of 1)"
 
 
+@pytest.mark.lengthy
 async def test_no_room_for_a_batch_is_a_matter_of_time(virtual_time: VirtualTime) -> None:
     """A 429 is waited out however often it comes, as long as the API asks."""
     simulator = Simulator()
@@ -52,6 +54,7 @@ async def test_no_room_for_a_batch_is_a_matter_of_time(virtual_time: VirtualTime
     assert virtual_time.now() > 30 * 300
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("fault", "times", "error"),
     [

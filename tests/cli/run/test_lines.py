@@ -90,6 +90,7 @@ def test_another_encoding_is_named_by_line_and_place() -> None:
     )
 
 
+@pytest.mark.lengthy
 def test_a_line_is_as_long_as_a_request_may_be() -> None:
     """A line of 32 MB is read."""
     assert [len(line) for _, line in read_lines(Pieces(b"\n", b"x" * LONGEST, b"\ny"))] == [0, LONGEST, 1]

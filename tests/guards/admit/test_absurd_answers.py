@@ -267,4 +267,4 @@ class Estimates(RuleBasedStateMachine):
 
 
 Estimates.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
-TestEstimates = Estimates.TestCase
+TestEstimates = pytest.mark.lengthy(Estimates.TestCase)

@@ -33,6 +33,7 @@ def answer(allowance: ClassQuota, headers: LimitHeaders, *, now: float, cost: Co
     return changed
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("header", "value"),
     [

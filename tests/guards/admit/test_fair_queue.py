@@ -141,6 +141,7 @@ def test_nothing_waits_in_an_empty_queue() -> None:
     assert repr(queue) == "<FairQueue 0 waiting, 0 flows>"
 
 
+@pytest.mark.lengthy
 def test_flows_that_owe_nothing_are_forgotten() -> None:
     """Names come from callers: ten thousand tenants that came and went take no memory."""
     queue = FairQueue[str, str]()

@@ -367,6 +367,7 @@ async def test_a_dropped_stream_frees_its_slot_at_once(virtual_time: VirtualTime
     await site.claude.messages.create(**ask())
 
 
+@pytest.mark.lengthy
 async def test_a_stream_that_nobody_reads_is_collected_and_reported(virtual_time: VirtualTime) -> None:
     """Its owner is warned, and the next request is let in."""
     site = Site(Simulator(), concurrency=1)
@@ -779,6 +780,7 @@ async def test_a_backlog_of_batch_work_hardly_delays_an_interactive_request(virt
     assert order.count("batch") == 30
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("by", ["user", "user_id"])
 async def test_tenants_share_alike_whatever_backlog_one_has(by: str, virtual_time: VirtualTime) -> None:
     """By the label `user`, or by the request's own `metadata.user_id`."""
@@ -787,6 +789,7 @@ async def test_tenants_share_alike_whatever_backlog_one_has(by: str, virtual_tim
     assert order[:12].count("b") >= 4
 
 
+@pytest.mark.lengthy
 async def test_another_label_may_name_the_tenant_and_weights_may_differ(virtual_time: VirtualTime) -> None:
     """`fair_by` and `tenant_weights`: a tenant of weight 3 gets three of four."""
     site = Site(Simulator(latency_s=1), concurrency=1, fair_by="team", tenant_weights={"a": 3.0})
@@ -906,6 +909,7 @@ async def test_cancelled_at_any_await_nothing_is_left(
     assert await cancel_at_every_await(scenario, how=how) >= 3
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "fault", ["reset", "truncated", "stream_drop_after_content", "stall", "bad_json", "overloaded"]
 )

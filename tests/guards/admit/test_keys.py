@@ -113,6 +113,7 @@ async def test_a_session_keeps_to_its_quota_while_there_is_room(virtual_time: Vi
     assert chosen(pool, session="s1", now=virtual_time.now()) is second
 
 
+@pytest.mark.lengthy
 async def test_sessions_take_bounded_memory(virtual_time: VirtualTime) -> None:
     """Names come from callers; the oldest are forgotten."""
     pool = pool_of(2)

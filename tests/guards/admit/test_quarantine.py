@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -119,5 +120,5 @@ class QuarantineMachine(RuleBasedStateMachine):
             assert self.quarantine.may_use(now=self.now + wait + 1e-6)
 
 
-TestQuarantine = QuarantineMachine.TestCase
+TestQuarantine = pytest.mark.lengthy(QuarantineMachine.TestCase)
 TestQuarantine.settings = settings(max_examples=50)

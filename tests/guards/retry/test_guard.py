@@ -249,6 +249,7 @@ class Opens(anthropic.Middleware):
 # Causes that the API names.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("fault", "requests"),
     [
@@ -439,6 +440,7 @@ FINAL: list[tuple[str, Answer, type[anthropic.APIStatusError]]] = [
 ]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("fault", [fault for _, fault in RETRIED], ids=[name for name, _ in RETRIED])
 async def test_what_may_pass_is_tried_again(fault: Answer, streamed: bool) -> None:
@@ -456,6 +458,7 @@ async def test_what_may_pass_is_tried_again(fault: Answer, streamed: bool) -> No
     assert all(body.closed for body in server.bodies)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize(("fault", "error"), [row[1:] for row in FINAL], ids=[row[0] for row in FINAL])
 async def test_what_would_fail_again_is_final(
@@ -674,6 +677,7 @@ async def test_a_server_that_never_answers_is_cut_off_at_the_deadline(virtual_ti
 # The SDK's own error, raised where a note can be added.
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("raw", ["", "with_raw_response", "with_streaming_response"])
 @pytest.mark.parametrize(
     "answer",

@@ -128,7 +128,7 @@ class QuotaMachine(RuleBasedStateMachine):
         self.quota.leave(waiter)
 
 
-TestRetryQuota = QuotaMachine.TestCase
+TestRetryQuota = pytest.mark.lengthy(QuotaMachine.TestCase)
 
 
 def test_an_outage_costs_at_most_the_quota_in_retries() -> None:

@@ -48,6 +48,7 @@ PIECES = [
 RULES = SanitizeOptions(on_pattern="strip").rules()
 
 
+@pytest.mark.lengthy
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
 def test_in_steps_comes_out_what_comes_out_at_once(text: str) -> None:
@@ -93,6 +94,7 @@ def test_a_million_characters_of_any_kind_take_less_than_a_second() -> None:
     assert not slow
 
 
+@pytest.mark.lengthy
 async def test_a_long_request_leaves_the_event_loop_its_turns(simulator: Simulator) -> None:
     """It comes out clean, and no turn waits for more than a part of the work."""
     guard = Sanitize(max_characters=10_000_000)
