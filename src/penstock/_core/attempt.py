@@ -28,7 +28,7 @@ from penstock.errors import InvalidStream, ResponseTooLarge
 from penstock.events import GiveBackFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from penstock._core.call import Call
     from penstock._core.failure import Failure
 
-__all__ = ["Attempt", "CallNext", "GiveBack", "Response", "http_response_of", "open_attempt", "read_whole"]
+__all__ = [
+    "Attempt",
+    "CallNext",
+    "GiveBack",
+    "Response",
+    "brings_credentials",
+    "http_response_of",
+    "open_attempt",
+    "read_whole",
+]
 
 # What the SDK's chain hands around: its response wrapper, or whatever a middleware of the user's answered with instead.
 Response: TypeAlias = Any
@@ -46,6 +55,11 @@ CallNext: TypeAlias = "Callable[[APIRequest], Awaitable[Response]]"
 GiveBack: TypeAlias = "Callable[[Attempt], None]"
 
 _CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
+
+
+def brings_credentials(headers: Iterable[str]) -> bool:
+    """Whether a request has credentials of its own among its headers, whose names are given."""
+    return not _CREDENTIALS.isdisjoint(name.lower() for name in headers)
 
 
 def http_response_of(response: Response) -> httpx2.Response | None:
@@ -359,7 +373,7 @@ def _dropped_token(response: Response) -> bool:
     """
     cache = getattr(getattr(response, "_client", None), "_token_cache", None)
     options = getattr(response, "_options", None)
-    if cache is None or not _CREDENTIALS.isdisjoint(name.lower() for name in getattr(options, "headers", None) or ()):
+    if cache is None or brings_credentials(getattr(options, "headers", None) or ()):
         return False
     cache.invalidate()
     return True

@@ -113,7 +113,7 @@ class Feedback:
 
     def refused(self, key: Key, attempt: Attempt, failure: Failure, *, now: float, pin: Pin | None = None) -> None:
         """Quarantine a refused key, or the quota of a refused organization, and have the call go to another."""
-        quarantine = key.quarantine if failure.kind is FailureKind.AUTHENTICATION else key.quota.quarantine
+        quarantine = key.quarantine if failure.of_key else key.quota.quarantine
         reason = _reason(failure)
         quarantine.begin(now=now, reason=reason)
         again_s = quarantine.again_in_s(now=now)

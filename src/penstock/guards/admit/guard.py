@@ -17,7 +17,7 @@ import anyio
 import httpx2
 from anthropic import APIRequest, Middleware, omit
 
-from penstock._core.attempt import Attempt, CallNext, Response, http_response_of, open_attempt
+from penstock._core.attempt import Attempt, CallNext, Response, brings_credentials, http_response_of, open_attempt
 from penstock._core.chance import CHANCE
 from penstock._core.context import current_pin
 from penstock._core.durations import Durations
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Admit", "AdmitOptions"]
 
-_CREDENTIALS = frozenset({"authorization", "x-api-key"})
 _NOTHING = Cost(0, 0, 0)
 _COUNT_TOKENS = "count_tokens"
 _NO_OBSERVERS = Observers()
@@ -179,7 +178,7 @@ class Admit(Middleware):
             self._clock = attempt.call.clock
             if attempt.call.kind is RequestKind.OTHER:
                 request = _at_base_url(request)
-            if not _CREDENTIALS.isdisjoint(name.lower() for name in request.headers):
+            if brings_credentials(request.headers):
                 # A call that brings its own credentials spends from a quota that isn't ours.
                 attempt.sent = True
                 return await attempt.send(request, call_next)

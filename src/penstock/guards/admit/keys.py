@@ -247,16 +247,15 @@ class KeyPool:
             able = [key for key in able if key.quota is quota] or able
         if self._balance == "random":
             return self._rng.choices(able, [key.weight for key in able])[0]
-        if self._balance == "least_loaded":
-            return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
+        if self._balance == "round_robin":
+            return min(able, key=lambda key: key.turn)
         if self._balance == "headroom":
             left = {key.quota.name: key.quota.of_class(model_class).headroom() for key in able}
             if None not in left.values():
                 # Of one quota's keys, or of quotas alike, the one whose turn it is.
                 return min(able, key=lambda key: (-round(left[key.quota.name] or 0.0, 2), key.turn))
-            # A quota of which nothing is known is no better than one that is half spent.
-            return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
-        return min(able, key=lambda key: key.turn)
+        # A quota of which nothing is known is no better than one that is half spent.
+        return min(able, key=lambda key: (key.in_flight / key.weight, key.turn))
 
     def use(self, key: Key, *, session: str | None = None) -> bool:
         """Note that `key` was chosen; True if its request is a probe."""
